@@ -1,0 +1,242 @@
+"""Image sets as arrays, and batches as a pure function of (seed, step).
+
+`load` returns whole splits; they fit on one device and are put there once. Nothing
+here needs TensorFlow.
+"""
+
+import dataclasses
+import functools
+import gzip
+import hashlib
+import os
+import urllib.error
+import urllib.request
+import zlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from vaebal.errors import InputError
+from vaebal.streams import stream
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSet:
+    """Two splits of flattened images.
+
+    Attributes:
+      name: what it is, for reports.
+      train: [N, D], uint8 in 0..255 or float32 in [0, 1].
+      test: [M, D], same type.
+      image_shape: (height, width, channels), product D.
+    """
+
+    name: str
+    train: np.ndarray
+    test: np.ndarray
+    image_shape: tuple[int, int, int]
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.train.shape[1]
+
+
+def load(name: str, directory: str = "") -> ImageSet:
+    """The image set `name`.
+
+    "digits" comes with scikit-learn: 8x8, every fifth image is the test split. Any
+    other name is an image set of TensorFlow Datasets with splits train and test, read
+    from `directory` if it was prepared there as array_record. The sets that are
+    published as IDX files (mnist, fashion_mnist, kmnist) are read from these files
+    too, found in `directory` or below it, and are downloaded there if absent.
+
+    Args:
+      name: "digits" or a TFDS name.
+      directory: where data lies; "" means $VAEBAL_DATA_DIR, else $TFDS_DATA_DIR, else
+        ~/tensorflow_datasets.
+
+    Raises:
+      InputError: unknown name, nothing found, a damaged file, pixels not in range.
+    """
+    if name == "digits":
+        return check_pixels(_digits())
+    root = Path(
+        directory
+        or os.environ.get("VAEBAL_DATA_DIR")
+        or os.environ.get("TFDS_DATA_DIR")
+        or "~/tensorflow_datasets"
+    ).expanduser()
+    if (root / name).is_dir() and any((root / name).rglob("dataset_info.json")):
+        return check_pixels(_tfds(name, root))
+    if name in _IDX_SETS:
+        return check_pixels(_idx(name, root))
+    _require_known(name)
+    raise InputError(
+        f"data.name={name!r} was not found in data.dir={str(root)!r}: prepare it there once with "
+        f'`pip install tensorflow && python -c "import tensorflow_datasets as tfds; '
+        f"tfds.builder('{name}', data_dir='{root}', file_format='array_record')"
+        f'.download_and_prepare()"`, or point data.dir at a directory that holds it prepared.'
+    )
+
+
+def check_pixels(images: ImageSet) -> ImageSet:
+    """`images` unchanged if every pixel is finite and in range.
+
+    Raises:
+      InputError: otherwise, naming the first bad image.
+    """
+    for split, pixels in (("train", images.train), ("test", images.test)):
+        if pixels.dtype == np.uint8:
+            continue
+        bad = ~((pixels >= 0) & (pixels <= 1))  # NaN compares false
+        if bad.any():
+            row, column = np.argwhere(bad)[0]
+            raise InputError(
+                f"data.name={images.name!r} has the pixel {pixels[row, column]} in image {row} of "
+                f"split {split!r}: pixels must lie in [0, 1] (or be uint8); rescale or repair it."
+            )
+    return images
+
+
+def _digits() -> ImageSet:
+    from sklearn.datasets import load_digits
+
+    # 0..16 counts of dark pixels in 4x4 blocks: sixteenths are exact in float32.
+    images = (load_digits().data / 16).astype(np.float32)
+    is_test = np.arange(len(images)) % 5 == 4
+    return ImageSet("digits", images[~is_test], images[is_test], (8, 8, 1))
+
+
+# The sets that TFDS downloads as IDX files; URLs and checksums are TFDS's own.
+_IDX_SETS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
+_IDX_FILES = {"train": "train-images-idx3-ubyte.gz", "test": "t10k-images-idx3-ubyte.gz"}
+
+
+def _idx(name: str, root: Path) -> ImageSet:
+    import tensorflow_datasets as tfds
+
+    published = {
+        url.rsplit("/", 1)[1]: (url, info.checksum)
+        for url, info in getattr(tfds.image_classification, _IDX_SETS[name]).url_infos.items()
+    }
+    splits = {}
+    for split, file in _IDX_FILES.items():
+        url, checksum = published[file]
+        # A folder named after the set comes first: the sets' files share their names.
+        folders = (root / name, root / "downloads" / "manual" / name, root / "downloads" / "manual")
+        found = [path for folder in (*folders, root) if (path := folder / file).is_file()]
+        path = found[0] if found else _download(name, url, root / name / file, root)
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != checksum:
+            raise InputError(
+                f"{path} is damaged or is not {name}'s file: its sha256 is not the published "
+                f"{checksum}; delete it and run again, or copy it anew."
+            )
+        splits[split] = parse_idx_images(gzip.decompress(content))
+    height, width = splits["train"].shape[1:]
+    flat = {split: pixels.reshape(len(pixels), -1) for split, pixels in splits.items()}
+    return ImageSet(name, flat["train"], flat["test"], (height, width, 1))
+
+
+def parse_idx_images(content: bytes) -> np.ndarray:
+    """The bytes of an IDX3 file of unsigned bytes -> uint8 [N, H, W].
+
+    Raises:
+      InputError: another magic number, or fewer bytes than the header promises.
+    """
+    header = np.frombuffer(content[:16], ">u4")
+    if len(header) != 4 or header[0] != 0x0803:
+        raise InputError(
+            "An IDX image file must start with the bytes 00 00 08 03; this one does not."
+        )
+    shape = tuple(int(n) for n in header[1:])
+    if len(content) != 16 + np.prod(shape):
+        raise InputError(
+            f"An IDX image file promises {np.prod(shape)} pixels and holds {len(content) - 16}: "
+            "it is truncated; copy it anew."
+        )
+    return np.frombuffer(content, np.uint8, offset=16).reshape(shape)
+
+
+def _download(name: str, url: str, path: Path, root: Path) -> Path:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as response:
+            content = response.read()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+        partial.write_bytes(content)
+        partial.replace(path)
+    except (urllib.error.URLError, OSError) as error:
+        raise InputError(
+            f"data.name={name!r} was not found in data.dir={str(root)!r} and could not be "
+            f"downloaded ({error}): run once with a network connection, or put "
+            f"{' and '.join(_IDX_FILES.values())} into {root / name}."
+        ) from error
+    return path
+
+
+def _require_known(name: str) -> None:
+    import tensorflow_datasets as tfds
+
+    known = ["digits", *tfds.list_builders(with_community_datasets=False)]
+    if name not in known:
+        import difflib
+
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "use 'digits' or an image set of TFDS."
+        raise InputError(f"data.name={name!r} is not a known data set: {hint}")
+
+
+def _tfds(name: str, root: Path) -> ImageSet:
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=root, file_format="array_record")
+        sources = builder.as_data_source()
+    except Exception as error:  # TFDS raises many kinds; each means the same to the user
+        raise InputError(
+            f"data.name={name!r} in data.dir={str(root)!r} could not be read as array_record "
+            f"({type(error).__name__}: {str(error).splitlines()[0]}): prepare it again with "
+            "file_format='array_record'."
+        ) from error
+    feature = builder.info.features.get("image") if "image" in builder.info.features else None
+    if feature is None or None in (feature.shape or (None,)):
+        raise InputError(
+            f"data.name={name!r} has no feature 'image' of one fixed shape; this loader reads "
+            "sets of equally sized images."
+        )
+    missing = {"train", "test"} - set(sources)
+    if missing:
+        raise InputError(
+            f"data.name={name!r} has no split {sorted(missing)[0]!r} (it has {sorted(sources)}); "
+            "use a set with splits 'train' and 'test'."
+        )
+
+    def read(source) -> np.ndarray:
+        rows = source.__getitems__(list(range(len(source))))
+        return np.stack([np.asarray(row["image"]).reshape(-1) for row in rows])
+
+    return ImageSet(name, read(sources["train"]), read(sources["test"]), tuple(feature.shape))
+
+
+def steps_per_epoch(size: int, batch_size: int) -> int:
+    """Whole batches in an epoch; the size % batch_size examples left over differ every epoch."""
+    return size // batch_size
+
+
+def epoch_order(seed: int | Array, epoch: int | Array, size: int, batch_size: int) -> Array:
+    """Indices of every batch of an epoch, [steps, B]: a fresh permutation of the data."""
+    steps = steps_per_epoch(size, batch_size)
+    order = jax.random.permutation(stream(seed, "order", epoch), size)
+    return order[: steps * batch_size].reshape(steps, batch_size)
+
+
+@functools.partial(jax.jit, static_argnames=("size", "batch_size"))
+def batch_indices(seed: int | Array, step: int | Array, size: int, batch_size: int) -> Array:
+    """Indices [B] of the batch that training sees at `step` under `seed`, for any step."""
+    epoch, position = jnp.divmod(step, steps_per_epoch(size, batch_size))
+    return epoch_order(seed, epoch, size, batch_size)[position]

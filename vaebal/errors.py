@@ -1,0 +1,9 @@
+"""The errors a user can meet; main.py prints their one sentence instead of a traceback."""
+
+
+class InputError(ValueError):
+    """Bad input: one sentence naming the field, the value and the fix. Exit code 2."""
+
+
+class Diverged(RuntimeError):
+    """A loss or gradient was not finite; names the step and the last good checkpoint. Exit code 1."""

@@ -1,0 +1,178 @@
+"""Evaluation of a Gaussian VAE on a whole split: every example once, every estimator with its error.
+
+Shapes: N examples, D pixels, K latents, S importance samples.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from scipy import stats
+
+from vaebal.gaussians import isotropic_nll, reparameterise
+from vaebal.models import GaussianVAE, latent_noise
+from vaebal.objectives import gaussian_vae_terms
+from vaebal.streams import stream
+from vaebal.units import to_unit_pixels
+
+
+class Estimate(NamedTuple):
+    """A number and its standard error (NaN where one example leaves it undefined)."""
+
+    value: float
+    error: float
+
+
+def mean_estimate(samples: np.ndarray) -> Estimate:
+    """The mean of i.i.d. samples [N] and its standard error, in float64."""
+    samples = np.asarray(samples, np.float64)
+    spread = samples.std(ddof=1) if len(samples) > 1 else np.nan
+    return Estimate(float(samples.mean()), float(spread / np.sqrt(len(samples))))
+
+
+class Posterior(NamedTuple):
+    """What one pass over N examples yields, with one draw of z each; NumPy arrays."""
+
+    squared_error_mean: np.ndarray  # [N] at the posterior mean
+    squared_error_sampled: np.ndarray  # [N] at a sampled z
+    negative_elbo: np.ndarray  # [N] nats
+    kl: np.ndarray  # [K] mean over examples, nats
+    mean: np.ndarray  # [N, K]
+    variance: np.ndarray  # [K] sigma^2, mean over examples
+
+
+def _blocks(images: Array, block: int) -> tuple[Array, int]:
+    """[N, D] -> [ceil(N / block), block, D], the last one filled up with copies of image 0."""
+    size = len(images)
+    padding = -size % block
+    filled = jnp.concatenate([images, jnp.broadcast_to(images[:1], (padding, *images.shape[1:]))])
+    return filled.reshape(-1, block, *images.shape[1:]), size
+
+
+@functools.partial(jax.jit, static_argnames=("model", "block"))
+def _posterior(model: GaussianVAE, params, kappa, images, seed, block: int):
+    blocks, size = _blocks(images, block)
+
+    def one(_, index_and_images):
+        index, stored = index_and_images
+        x = to_unit_pixels(stored)
+        eps = latent_noise(stream(seed, "evaluation/posterior", index), block, model.latents)
+        outputs = model.apply({"params": params}, x, eps, kappa)
+        terms = gaussian_vae_terms(x, outputs)
+        at_mean = model.apply({"params": params}, outputs.mean, method="decode")
+        return None, (
+            jnp.square(x - at_mean).sum(-1),
+            terms.squared_error,
+            terms.negative_elbo,
+            terms.kl,
+            outputs.mean,
+            jnp.exp(outputs.log_var),
+        )
+
+    _, rows = jax.lax.scan(one, None, (jnp.arange(len(blocks)), blocks))
+    error_mean, error_sampled, negative_elbo, kl, mean, variance = jax.tree.map(
+        lambda row: row.reshape(-1, *row.shape[2:])[:size], rows
+    )
+    return error_mean, error_sampled, negative_elbo, kl.mean(0), mean, variance.mean(0)
+
+
+def posterior(
+    model: GaussianVAE,
+    params: Any,
+    images: Array,
+    *,
+    seed: int,
+    block: int,
+    kappa: int | None = None,
+) -> Posterior:
+    """One pass over `images` [N, D], in blocks of `block` examples."""
+    kappa = model.latents if kappa is None else kappa
+    return Posterior(
+        *jax.device_get(_posterior(model, params, kappa, images, seed, min(block, len(images))))
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("model", "samples", "block"))
+def _log_weights(model: GaussianVAE, params, kappa, images, seed, samples: int, block: int):
+    blocks, size = _blocks(images, block)
+    variables = {"params": params}
+    mask = model.latent_mask(kappa)
+
+    def one_block(_, index_and_images):
+        index, stored = index_and_images
+        x = to_unit_pixels(stored)
+        mean, log_var = model.apply(variables, x, kappa, method="encode")
+        log_gamma = model.apply(variables, method="log_gamma")
+
+        def one_sample(sums, sample):
+            key = stream(seed, "evaluation/nll", index, sample)
+            eps = jnp.where(mask, latent_noise(key, block, model.latents), 0.0)
+            z = reparameterise(mean, log_var, eps)
+            squared_error = jnp.square(x - model.apply(variables, z, method="decode")).sum(-1)
+            # log p(z) - log q(z|x): the 2 pi of the two densities cancel.
+            log_ratio = 0.5 * (jnp.square(eps) + log_var - jnp.square(z)).sum(-1)
+            log_w = log_ratio - isotropic_nll(squared_error, log_gamma, x.shape[-1])
+            log_sum, log_sum_of_squares = sums
+            return (
+                jnp.logaddexp(log_sum, log_w),
+                jnp.logaddexp(log_sum_of_squares, 2 * log_w),
+            ), None
+
+        empty = jnp.full(block, -jnp.inf, x.dtype)
+        sums, _ = jax.lax.scan(one_sample, (empty, empty), jnp.arange(samples))
+        return None, sums
+
+    _, sums = jax.lax.scan(one_block, None, (jnp.arange(len(blocks)), blocks))
+    return jax.tree.map(lambda rows: rows.reshape(-1)[:size], sums)
+
+
+def importance_weighted_nll(
+    model: GaussianVAE,
+    params: Any,
+    images: Array,
+    *,
+    samples: int,
+    seed: int,
+    block: int,
+    kappa: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """-log p(x) by S importance samples from q(z|x) (Burda et al., 2016).
+
+    The samples are streamed: memory does not grow with S.
+
+    Args:
+      images: [N, D].
+      samples: S.
+      block: examples decoded at a time; part of the draw's name, so it belongs to the number.
+
+    Returns:
+      -(logsumexp_s log w_s - log S) [N] in nats, an upper bound in expectation, and
+      the effective sample size (sum w)^2 / sum w^2 [N], between 1 and S.
+    """
+    kappa = model.latents if kappa is None else kappa
+    block = min(block, len(images))
+    log_sum, log_sum_of_squares = jax.device_get(
+        _log_weights(model, params, kappa, images, seed, samples, block)
+    )
+    return np.log(samples) - log_sum, np.exp(2 * log_sum - log_sum_of_squares)
+
+
+def active_units(mean: np.ndarray, threshold: float = 0.01) -> Estimate:
+    """Number of latents with A_k = Var_x(E[z_k|x]) > threshold (Burda et al., 2016).
+
+    The error is that of the count over draws of the N examples: A_k is close to normal
+    with variance (m4 - A_k^2) / N, so latent k is counted with probability p_k, and the
+    count's variance is the sum of p_k (1 - p_k), latents taken as independent.
+
+    Args:
+      mean: posterior means [N, K].
+    """
+    centred = np.asarray(mean, np.float64) - np.mean(mean, axis=0, dtype=np.float64)
+    activity = np.square(centred).mean(0)
+    error = np.sqrt(np.maximum((centred**4).mean(0) - np.square(activity), 0.0) / len(mean))
+    with np.errstate(divide="ignore"):  # a latent that never moves is counted for certain or not
+        p = stats.norm.cdf((activity - threshold) / error)
+    return Estimate(int((activity > threshold).sum()), float(np.sqrt((p * (1 - p)).sum())))

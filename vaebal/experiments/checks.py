@@ -1,0 +1,45 @@
+"""Checks of config fields: one sentence naming the field, the value and the fix."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from vaebal.errors import InputError
+
+
+def _value(config: Any, field: str) -> Any:
+    for part in field.split("."):
+        config = config[part]
+    return config
+
+
+def positive_integers(config: Any, *fields: str) -> None:
+    """Each field is an integer of at least 1."""
+    for field in fields:
+        value = _value(config, field)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InputError(f"{field}={value!r} must be an integer of at least 1.")
+
+
+def positive_numbers(config: Any, *fields: str, zero: bool = False) -> None:
+    """Each field is a finite number above 0 (or 0 itself, where `zero`)."""
+    for field in fields:
+        value = _value(config, field)
+        if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+            bound = "0 or a finite number above it" if zero else "a finite number above 0"
+            raise InputError(f"{field}={value!r} must be {bound}.")
+
+
+def one_of(config: Any, field: str, choices: Sequence[str]) -> None:
+    """The field is one of `choices`."""
+    value = _value(config, field)
+    if value not in choices:
+        raise InputError(f"{field}={value!r} must be one of {', '.join(map(repr, choices))}.")
+
+
+def distinct(config: Any, field: str) -> Sequence[Any]:
+    """The field is a non-empty sequence without repetitions; returns it."""
+    values = _value(config, field)
+    if not values or len(set(values)) < len(values):
+        raise InputError(f"{field}={tuple(values)!r} must list at least one value, none twice.")
+    return values

@@ -1,0 +1,315 @@
+"""Table 1: error, NLL and active units against kappa, with and without skip connections."""
+
+import dataclasses
+import itertools
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from vaebal import evaluation
+from vaebal.checkpoints import Checkpoints, open_workdir, write_atomically
+from vaebal.data import ImageSet, load, steps_per_epoch
+from vaebal.errors import InputError
+from vaebal.experiments import checks, kappa_report
+from vaebal.models import GaussianVAE, mlp_vae, prior_samples
+from vaebal.nets import ACTIVATIONS
+from vaebal.progress import Progress
+from vaebal.streams import stream
+from vaebal.training import GAMMA_RULES, Member, Optimisation, Trainer, fit
+from vaebal.units import to_unit_pixels
+
+SKIPS = ("residual+affine", "residual", "affine", "none")
+ACTIVE_THRESHOLDS = (0.001, 0.01, 0.1)
+# Below this many parameters a training step is mostly overhead on a CPU, which stacked
+# members share; above, one member's matrix products fill the cores and stacking only
+# adds padding.
+STACK_BELOW_PARAMETERS = 300_000
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Cell:
+    """One member of the sweep."""
+
+    skips: str
+    kappa: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Its folder's name."""
+        return f"{self.skips}_kappa{self.kappa}_seed{self.seed}"
+
+
+def check(config: Any) -> None:
+    """Raises InputError for the first field that cannot be meant."""
+    for kappa in checks.distinct(config, "model.kappas"):
+        if not isinstance(kappa, int) or kappa < 1:
+            raise InputError(
+                f"model.kappas={config.model.kappas!r} must be integers of at least 1."
+            )
+    for skips in checks.distinct(config, "model.skips"):
+        if skips not in SKIPS:
+            raise InputError(f"model.skips={config.model.skips!r} must be among {SKIPS!r}.")
+    for seed in checks.distinct(config, "train.seeds"):
+        if not isinstance(seed, int) or not 0 <= seed < 2**31:
+            raise InputError(f"train.seeds={config.train.seeds!r} must be integers in [0, 2^31).")
+    checks.positive_integers(
+        config,
+        *("eval.pictures", "model.width", "model.decoder_blocks"),
+        *("train.epochs", "train.batch_size", "train.epochs_per_chunk"),
+        *("train.epochs_per_checkpoint", "eval.nll_samples", "eval.block"),
+    )
+    if not isinstance(config.model.encoder_layers, int) or config.model.encoder_layers < 2:
+        raise InputError(
+            f"model.encoder_layers={config.model.encoder_layers!r} must be an integer of at least "
+            "2: the last layer is the two heads."
+        )
+    checks.positive_numbers(config, "model.gamma", "train.learning_rate")
+    checks.positive_numbers(config, "model.branch_scale", zero=True)
+    checks.positive_numbers(config, "train.final_learning_rate", "train.warmup_steps", zero=True)
+    checks.one_of(config, "model.activation", tuple(ACTIVATIONS))
+    checks.one_of(config, "train.gamma_rule", GAMMA_RULES)
+    checks.one_of(config, "train.stack", ("auto", "all", "none"))
+    if config.train.gamma_rule != "fixed":
+        checks.positive_numbers(config, "train.gamma_rate")
+
+
+def check_against_data(config: Any, images: ImageSet) -> None:
+    """Raises InputError where the config does not fit the data or the devices."""
+    if config.train.batch_size > len(images.train):
+        raise InputError(
+            f"train.batch_size={config.train.batch_size} is larger than the {len(images.train)} "
+            f"training images of {images.name!r}: lower it."
+        )
+    if config.train.batch_size % jax.device_count():
+        raise InputError(
+            f"train.batch_size={config.train.batch_size} must be a multiple of the "
+            f"{jax.device_count()} devices that share it."
+        )
+
+
+def build_model(config: Any, dim: int, latents: int, skips: str) -> GaussianVAE:
+    """The model of a cell (or of stacked cells, with `latents` their largest kappa)."""
+    fixed = config.train.gamma_rule == "fixed"
+    return mlp_vae(
+        outputs=dim,
+        latents=latents,
+        width=config.model.width,
+        encoder_layers=config.model.encoder_layers,
+        decoder_blocks=config.model.decoder_blocks,
+        activation=ACTIVATIONS[config.model.activation],
+        residual="residual" in skips,
+        affine_skip="affine" in skips,
+        branch_scale=config.model.branch_scale,
+        log_var_init=config.model.log_var_init,
+        gamma=config.model.gamma if fixed else None,
+        gamma_init=config.model.gamma,
+    )
+
+
+def _parameters(config: Any, dim: int) -> int:
+    model = build_model(config, dim, max(config.model.kappas), "residual+affine")
+    shapes = jax.eval_shape(
+        model.init, jax.random.key(0), np.zeros((1, dim)), np.zeros((1, model.latents))
+    )
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def stacks(config: Any, dim: int) -> list[list[Cell]]:
+    """The cells, grouped into those that train in one program (train.stack).
+
+    "all" stacks every kappa and seed of a skip variant, padded to the largest kappa;
+    "none" trains one at a time; "auto" is "all" on accelerators and for small models.
+    """
+    mode = config.train.stack
+    if mode == "auto":
+        small = _parameters(config, dim) < STACK_BELOW_PARAMETERS
+        mode = "all" if small or jax.default_backend() != "cpu" else "none"
+    cells = [
+        [Cell(skips, kappa, seed) for kappa in config.model.kappas for seed in config.train.seeds]
+        for skips in config.model.skips
+    ]
+    return cells if mode == "all" else [[cell] for cell in itertools.chain(*cells)]
+
+
+def stack_name(cells: Sequence[Cell]) -> str:
+    """The name of a stack's checkpoints."""
+    if len(cells) == 1:
+        return cells[0].name
+    kappas, seeds = sorted({c.kappa for c in cells}), sorted({c.seed for c in cells})
+    return f"{cells[0].skips}_kappa{'-'.join(map(str, kappas))}_seed{'-'.join(map(str, seeds))}"
+
+
+def run(config: Any, workdir: str) -> list[dict[str, Any]]:
+    """Trains, evaluates and reports every cell; what `workdir` holds already is not done again."""
+    check(config)
+    path = open_workdir(workdir, config.to_dict())
+    images = load(config.data.name, config.data.dir)
+    check_against_data(config, images)
+    groups = stacks(config, images.dim)
+    cells = list(itertools.chain(*groups))
+    print(
+        f"{config.name}: {len(cells)} members in {len(groups)} "
+        f"program{'s' if len(groups) > 1 else ''}, {config.train.epochs} epochs each, on "
+        f"{images.name} ({len(images.train)} training and {len(images.test)} test images), "
+        f"{jax.device_count()} {jax.devices()[0].device_kind} device(s); workdir {path}",
+        flush=True,
+    )
+    with Progress(len(groups), path / "tensorboard") as progress:
+        for group in groups:
+            if all(_row_path(path, cell).exists() for cell in group):
+                progress.skip(stack_name(group))
+            else:
+                _run_stack(config, path, images, group, progress)
+    rows = [json.loads(_row_path(path, cell).read_text()) for cell in cells]
+    pictures = {cell: dict(np.load(_pictures_path(path, cell))) for cell in cells}
+    kappa_report.write(config, path, rows, pictures, images)
+    return rows
+
+
+def _row_path(path: Path, cell: Cell) -> Path:
+    return path / "members" / cell.name / "row.json"
+
+
+def _pictures_path(path: Path, cell: Cell) -> Path:
+    return path / "members" / cell.name / "pictures.npz"
+
+
+def make_trainer(
+    config: Any, images: ImageSet, cells: Sequence[Cell]
+) -> tuple[GaussianVAE, Trainer]:
+    """The compiled training program of stacked cells."""
+    model = build_model(config, images.dim, max(c.kappa for c in cells), cells[0].skips)
+    steps = steps_per_epoch(len(images.train), config.train.batch_size)
+    settings = Optimisation(
+        learning_rate=config.train.learning_rate,
+        final_learning_rate=config.train.final_learning_rate,
+        warmup_steps=config.train.warmup_steps,
+        total_steps=config.train.epochs * steps,
+        gamma_rule=config.train.gamma_rule,
+        dim=images.dim,
+    )
+    members = Member(
+        np.array([c.seed for c in cells], np.int32),
+        np.array([c.kappa for c in cells], np.int32),
+        np.full(len(cells), config.train.gamma_rate, np.float32),
+    )
+    return model, Trainer(model, settings, members, images.train, config.train.batch_size)
+
+
+def _run_stack(
+    config: Any, path: Path, images: ImageSet, cells: Sequence[Cell], progress: Progress
+) -> None:
+    progress.start(stack_name(cells), [cell.name for cell in cells], config.train.epochs)
+    start = time.perf_counter()
+    model, trainer = make_trainer(config, images, cells)
+    per_epoch = steps_per_epoch(len(images.train), config.train.batch_size)
+    with Checkpoints(path / "checkpoints" / stack_name(cells)) as checkpoints:
+        state = fit(
+            trainer,
+            epochs=config.train.epochs,
+            epochs_per_chunk=config.train.epochs_per_chunk,
+            epochs_per_checkpoint=config.train.epochs_per_checkpoint,
+            checkpoints=checkpoints,
+            report=progress.reporter(per_epoch * config.train.batch_size),
+        )
+    seconds = time.perf_counter() - start
+    test = jax.device_put(images.test)
+    for index, cell in enumerate(cells):
+        progress.note(f"evaluating {cell.name}")
+        params = jax.tree.map(lambda leaf: leaf[index], state.params)  # noqa: B023 (used at once)
+        row = {
+            **dataclasses.asdict(cell),
+            **evaluate(config, model, params, cell, trainer.images, test),
+            "epochs": config.train.epochs,
+            "steps": int(state.step[index]),
+            "train_seconds": seconds / len(cells),
+            "data": images.name,
+        }
+        pictures = _pictures_path(path, cell)
+        pictures.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(pictures, **draw_pictures(config, model, params, cell, test))
+        # The row last: its presence says that the member is finished.
+        write_atomically(_row_path(path, cell), json.dumps(row, indent=1) + "\n")
+    progress.finish()
+
+
+def evaluate(
+    config: Any, model: GaussianVAE, params: Any, cell: Cell, train: Any, test: Any
+) -> dict[str, Any]:
+    """Every number of one member's row; `x` with its standard error `x_se` over the test images."""
+    options = dict(seed=cell.seed, block=config.eval.block, kappa=cell.kappa)
+    posterior = evaluation.posterior(model, params, test, **options)
+    nll, effective = evaluation.importance_weighted_nll(
+        model, params, test, samples=config.eval.nll_samples, **options
+    )
+    gamma = float(np.exp(jax.device_get(model.apply({"params": params}, method="log_gamma"))))
+    dim = test.shape[1]
+    estimates = {
+        "error_mean": evaluation.mean_estimate(posterior.squared_error_mean),
+        "error_sampled": evaluation.mean_estimate(posterior.squared_error_sampled),
+        "negative_elbo": evaluation.mean_estimate(posterior.negative_elbo),
+        "nll": evaluation.mean_estimate(nll),
+        "gamma_residual": evaluation.mean_estimate(gamma - posterior.squared_error_sampled / dim),
+        "gamma_residual_train": evaluation.mean_estimate(
+            gamma
+            - evaluation.posterior(model, params, train, **options).squared_error_sampled / dim
+        ),
+    }
+    means = posterior.mean[:, : cell.kappa]
+    for threshold in ACTIVE_THRESHOLDS:
+        estimates[f"active_{threshold}"] = evaluation.active_units(means, threshold)
+    row = {"gamma": gamma}
+    for name, estimate in estimates.items():
+        row[name], row[f"{name}_se"] = estimate
+    variance = posterior.variance[: cell.kappa]
+    return row | {
+        "informative": int((variance < 0.5).sum()),
+        "kl": float(posterior.kl.sum()),
+        "nll_samples": config.eval.nll_samples,
+        "effective_sample_size": float(np.median(effective)),
+        "test_images": len(test),
+        "kl_per_dimension": sorted(posterior.kl[: cell.kappa].tolist(), reverse=True),
+        "variance_per_dimension": variance.tolist(),
+    }
+
+
+def draw_pictures(
+    config: Any, model: GaussianVAE, params: Any, cell: Cell, test: Any
+) -> dict[str, np.ndarray]:
+    """The first test images, their reconstructions, and samples from the prior."""
+    x = to_unit_pixels(test[: config.eval.pictures])
+    mean, _ = model.apply({"params": params}, x, cell.kappa, method="encode")
+    z = prior_samples(stream(cell.seed, "evaluation/pictures"), len(x), model.latents, cell.kappa)
+    decode = lambda z: model.apply({"params": params}, z, method="decode")  # noqa: E731
+    pictures = {"images": x, "reconstructions": decode(mean), "samples": decode(z)}
+    return jax.tree.map(np.asarray, pictures)
+
+
+def load_member(
+    config: Any, workdir: str, skips: str, kappa: int, seed: int
+) -> tuple[GaussianVAE, dict[str, Any]]:
+    """A finished member's model and parameters, to probe in a notebook.
+
+    Raises:
+      InputError: the sweep has no such member, or it has not been trained yet.
+    """
+    images = load(config.data.name, config.data.dir)
+    wanted = Cell(skips, kappa, seed)
+    for group in stacks(config, images.dim):
+        if wanted in group:
+            with Checkpoints(Path(workdir).resolve() / "checkpoints" / stack_name(group)) as saved:
+                if saved.latest is None:
+                    raise InputError(
+                        f"{wanted.name} has no checkpoint in {workdir}: train it first."
+                    )
+                model, trainer = make_trainer(config, images, group)
+                state = saved.restore(saved.latest, trainer.state_shapes)
+            index = group.index(wanted)
+            return model, jax.tree.map(lambda leaf: leaf[index], state.params)
+    raise InputError(f"{wanted.name} is not a member of this sweep.")

@@ -1,0 +1,152 @@
+"""The Gaussian VAE: any encoder, any decoder, one decoder variance gamma, eq. 5's skip."""
+
+import math
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from vaebal.gaussians import reparameterise
+from vaebal.nets import Activation, MLPEncoder, ResidualDecoder
+
+
+class Outputs(NamedTuple):
+    """What a Gaussian VAE says of a batch; all an objective ever sees."""
+
+    x_hat: Array  # [B, D] decoder mean
+    mean: Array  # [B, K] posterior mean
+    log_var: Array  # [B, K] posterior log variance
+    log_gamma: Array  # [] log decoder variance
+
+
+class GaussianVAE(nn.Module):
+    """q(z|x) = N(mean(x), diag exp(log_var(x))), p(x|z) = N(f(z) + W_x z, gamma I).
+
+    b_x of eq. 5 is the bias of f's read-out: the two would be one parameter twice.
+
+    `kappa` (an integer, possibly traced) uses only the first kappa of the K latents:
+    the others are set to the prior's mean 0 and variance 1, where their KL is zero, and
+    get no noise, so that neither value nor gradient knows of them. Models of several
+    kappa can so be stacked in one program.
+
+    Attributes:
+      encoder: x [B, D] -> mean, log_var [B, K].
+      decoder: z [B, K] -> f(z) [B, D].
+      latents: K.
+      outputs: D.
+      affine_skip: adds W_x z (eq. 5). W_x starts at zero: with and without it the
+        model starts as the same function.
+      gamma: fixed decoder variance, a constant; None makes log gamma a parameter.
+      gamma_init: where a learned gamma starts.
+    """
+
+    encoder: nn.Module
+    decoder: nn.Module
+    latents: int
+    outputs: int
+    affine_skip: bool
+    gamma: float | None = None
+    gamma_init: float = 1.0
+
+    def setup(self):
+        if self.affine_skip:
+            self.affine = nn.Dense(
+                self.outputs, use_bias=False, kernel_init=nn.initializers.zeros, name="affine"
+            )
+        if self.gamma is None:
+            self.learned_log_gamma = self.param(
+                "log_gamma", nn.initializers.constant(math.log(self.gamma_init)), ()
+            )
+
+    def latent_mask(self, kappa: int | Array | None) -> Array | bool:
+        """[K], True for the first kappa latents."""
+        return True if kappa is None else jnp.arange(self.latents) < kappa
+
+    def encode(self, x: Array, kappa: int | Array | None = None) -> tuple[Array, Array]:
+        """x [B, D] -> posterior mean and log variance, [B, K] each."""
+        mask = self.latent_mask(kappa)
+        mean, log_var = self.encoder(x)
+        return jnp.where(mask, mean, 0.0), jnp.where(mask, log_var, 0.0)
+
+    def decode(self, z: Array) -> Array:
+        """z [B, K] -> decoder mean [B, D]."""
+        x_hat = self.decoder(z)
+        return x_hat + self.affine(z) if self.affine_skip else x_hat
+
+    def log_gamma(self) -> Array:
+        """log of the decoder variance, a scalar."""
+        if self.gamma is None:
+            return self.learned_log_gamma
+        return jnp.asarray(math.log(self.gamma))
+
+    def __call__(self, x: Array, eps: Array, kappa: int | Array | None = None) -> Outputs:
+        """x [B, D], eps [B, K] standard normal -> `Outputs`, with z = mean + sigma eps."""
+        mean, log_var = self.encode(x, kappa)
+        eps = jnp.where(self.latent_mask(kappa), eps, 0.0)
+        x_hat = self.decode(reparameterise(mean, log_var, eps))
+        return Outputs(x_hat, mean, log_var, self.log_gamma())
+
+
+def latent_noise(key: Array, batch: int, latents: int) -> Array:
+    """Standard normal eps [B, K], drawn latent-major: the first k columns do not depend on K."""
+    return jax.random.normal(key, (latents, batch)).T
+
+
+def prior_samples(key: Array, batch: int, latents: int, kappa: int | Array | None = None) -> Array:
+    """z [B, K] from the prior; latents beyond kappa, which the decoder has not seen, stay 0."""
+    z = latent_noise(key, batch, latents)
+    return z if kappa is None else jnp.where(jnp.arange(latents) < kappa, z, 0.0)
+
+
+def mlp_vae(
+    *,
+    outputs: int,
+    latents: int,
+    width: int,
+    encoder_layers: int,
+    decoder_blocks: int,
+    activation: Activation,
+    residual: bool,
+    affine_skip: bool,
+    branch_scale: float = 0.0,
+    log_var_init: float = 0.0,
+    gamma: float | None = None,
+    gamma_init: float = 1.0,
+) -> GaussianVAE:
+    """The network of Table 1: feed-forward encoder, residual decoder, affine skip."""
+    return GaussianVAE(
+        encoder=MLPEncoder(latents, width, encoder_layers, activation, log_var_init=log_var_init),
+        decoder=ResidualDecoder(outputs, width, decoder_blocks, activation, residual, branch_scale),
+        latents=latents,
+        outputs=outputs,
+        affine_skip=affine_skip,
+        gamma=gamma,
+        gamma_init=gamma_init,
+    )
+
+
+def init_params(
+    model: GaussianVAE, key: Array, data_mean: Array, kappa: int | Array | None = None
+) -> dict[str, Any]:
+    """Parameters of an `mlp_vae`, centred on the data.
+
+    The encoder's first bias starts at -W x_bar and the decoder's last at x_bar, as at
+    every stationary point of the affine model (b_z = -W_z b_x, b_x = x_bar).
+
+    Args:
+      model: built by `mlp_vae`.
+      key: JAX key.
+      data_mean: x_bar [D].
+      kappa: true number of latents where the model is padded to K > kappa; the first
+        decoder layer is then scaled for a fan-in of kappa.
+    """
+    x, eps = jnp.zeros((1, model.outputs)), jnp.zeros((1, model.latents))
+    params = model.init(key, x, eps, kappa)["params"]
+    encoder, decoder = params["encoder"], params["decoder"]
+    encoder["layer1"]["bias"] = -data_mean @ encoder["layer1"]["kernel"]
+    decoder["out"]["bias"] = data_mean
+    if kappa is not None:
+        decoder["first"]["kernel"] *= jnp.sqrt(model.latents / kappa)
+    return params

@@ -1,0 +1,107 @@
+"""Encoders and decoders as Flax modules. Shapes: B batch, D pixels, K latents (kappa).
+
+Kernels that touch the latent space are drawn latent-major, so that the first k
+latents of a net built for K > k get the weights that a net built for k would get.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+Activation = Callable[[Array], Array]
+
+ACTIVATIONS: dict[str, Activation] = {
+    name: getattr(jax.nn, name) for name in ("relu", "gelu", "silu", "tanh", "softplus")
+}
+
+# Keeps the variance of activations constant through rectifiers (He et al., 2015).
+_he = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
+
+
+def _latent_major_fan_in(key: Array, shape: tuple[int, int], dtype=jnp.float32) -> Array:
+    """[W, K] with variance 1/W, drawn as [K, W]: a prefix of latents is a prefix of draws."""
+    return jax.random.normal(key, shape[::-1], dtype).T / jnp.sqrt(shape[0]).astype(dtype)
+
+
+class MLPEncoder(nn.Module):
+    """Feed-forward encoder of `layers` layers; the two heads are the last one (Theorem 2).
+
+    The mean head starts at unit scale, so that every latent carries signal from
+    the first step. The log-variance head starts at zero weights, so that sigma^2
+    starts at exp(log_var_init) for every x.
+
+    Attributes:
+      latents: K.
+      width: units of each hidden layer.
+      layers: rho of Theorem 2, the heads included.
+      head_bias: whether the heads have biases; Theorem 2 needs them zero or absent.
+      log_var_init: log sigma^2 at the start (bias of that head; unused without biases).
+    """
+
+    latents: int
+    width: int
+    layers: int
+    activation: Activation
+    head_bias: bool = True
+    log_var_init: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: Array) -> tuple[Array, Array]:
+        """x [B, D] -> mean [B, K], log_var [B, K]."""
+        for i in range(1, self.layers):
+            x = self.activation(nn.Dense(self.width, kernel_init=_he, name=f"layer{i}")(x))
+        mean = nn.Dense(
+            self.latents,
+            use_bias=self.head_bias,
+            kernel_init=_latent_major_fan_in,
+            name="mean",
+        )(x)
+        log_var = nn.Dense(
+            self.latents,
+            use_bias=self.head_bias,
+            kernel_init=nn.initializers.zeros,
+            bias_init=nn.initializers.constant(self.log_var_init),
+            name="log_var",
+        )(x)
+        return mean, log_var
+
+
+class ResidualDecoder(nn.Module):
+    """z -> f_theta(z): a linear layer, `blocks` blocks of two layers, a linear read-out.
+
+    A block is h + W2 act(W1 act(h)); without `residual` the same two layers stand
+    alone, W2 act(W1 act(h)), so that the ablation has the same parameters.
+
+    Attributes:
+      outputs: D.
+      width: units of each hidden layer.
+      blocks: number of two-layer blocks.
+      residual: skip connections between decoder layers (prescription 1).
+      branch_scale: weight scale of a residual branch's last layer, relative to He's;
+        0 starts every block as the identity. Unused without `residual`.
+    """
+
+    outputs: int
+    width: int
+    blocks: int
+    activation: Activation
+    residual: bool
+    branch_scale: float = 0.0
+
+    @nn.compact
+    def __call__(self, z: Array) -> Array:
+        """z [B, K] -> [B, D]."""
+        scaled_he = lambda *args: self.branch_scale * _he(*args)  # noqa: E731
+        h = nn.Dense(self.width, kernel_init=nn.initializers.lecun_normal(), name="first")(z)
+        for i in range(1, self.blocks + 1):
+            branch = nn.Dense(self.width, kernel_init=_he, name=f"block{i}a")(self.activation(h))
+            branch = nn.Dense(
+                self.width, kernel_init=scaled_he if self.residual else _he, name=f"block{i}b"
+            )(self.activation(branch))
+            h = h + branch if self.residual else branch
+        return nn.Dense(self.outputs, kernel_init=nn.initializers.lecun_normal(), name="out")(
+            self.activation(h)
+        )
