@@ -11,7 +11,6 @@ import hashlib
 import os
 import urllib.error
 import urllib.request
-import zlib
 from pathlib import Path
 
 import jax

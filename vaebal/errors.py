@@ -6,4 +6,4 @@ class InputError(ValueError):
 
 
 class Diverged(RuntimeError):
-    """A loss or gradient was not finite; names the step and the last good checkpoint. Exit code 1."""
+    """A non-finite loss or gradient; names the step and the last good checkpoint. Exit code 1."""

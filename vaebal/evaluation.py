@@ -1,4 +1,4 @@
-"""Evaluation of a Gaussian VAE on a whole split: every example once, every estimator with its error.
+"""Evaluation of a Gaussian VAE: every example of a split once, every estimator with its error.
 
 Shapes: N examples, D pixels, K latents, S importance samples.
 """

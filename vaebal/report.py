@@ -13,7 +13,7 @@ import numpy as np
 from vaebal.checkpoints import write_atomically
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
+import matplotlib.pyplot as plt
 
 Row = dict[str, Any]
 
@@ -49,7 +49,7 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def number(value: float, digits: int) -> str:
-    """`value` with `digits` decimals, a true minus sign, and scientific where it would show as 0."""
+    """`value` with `digits` decimals and a true minus sign; scientific where that would show 0."""
     if value != 0 and abs(value) < 0.5 * 10**-digits:
         text = f"{value:.1e}"
     else:

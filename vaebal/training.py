@@ -172,6 +172,11 @@ def train_step(
     return TrainState(state.step + 1, params, opt_state), statistics
 
 
+def member_params(state: TrainState, index: int) -> Any:
+    """The parameters of one member of a stacked state."""
+    return jax.tree.map(lambda leaf: leaf[index], state.params)
+
+
 def data_mesh() -> Mesh:
     """One axis, "data", over every device."""
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))

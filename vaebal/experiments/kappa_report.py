@@ -66,10 +66,13 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         gamma = float(np.mean([row["gamma"] for row in seeds]))
         residual = float(np.mean([row["gamma_residual"] for row in seeds]))
         body.append(
-            [skips, str(kappa), ours("error_mean", 2), *paper[0], ours("error_sampled", 2)]
-            + [ours("nll", 1), *paper[1], ours("active_0.01", 1), *paper[2]]
-            + [ours("active_0.1", 1), ours("informative", 1)]
-            + [f"{gamma:.2g}", f"{residual:+.1e}".replace("-", "−")]
+            [
+                *(skips, str(kappa), ours("error_mean", 2), *paper[0]),
+                *(ours("error_sampled", 2), ours("nll", 1), *paper[1]),
+                *(ours("active_0.01", 1), *paper[2]),
+                *(ours("active_0.1", 1), ours("informative", 1)),
+                *(f"{gamma:.2g}", f"{residual:+.1e}".replace("-", "−")),
+            ]
         )
     return header, body
 

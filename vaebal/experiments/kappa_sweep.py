@@ -20,7 +20,7 @@ from vaebal.models import GaussianVAE, mlp_vae, prior_samples
 from vaebal.nets import ACTIVATIONS
 from vaebal.progress import Progress
 from vaebal.streams import stream
-from vaebal.training import GAMMA_RULES, Member, Optimisation, Trainer, fit
+from vaebal.training import GAMMA_RULES, Member, Optimisation, Trainer, fit, member_params
 from vaebal.units import to_unit_pixels
 
 SKIPS = ("residual+affine", "residual", "affine", "none")
@@ -222,7 +222,7 @@ def _run_stack(
     test = jax.device_put(images.test)
     for index, cell in enumerate(cells):
         progress.note(f"evaluating {cell.name}")
-        params = jax.tree.map(lambda leaf: leaf[index], state.params)  # noqa: B023 (used at once)
+        params = member_params(state, index)
         row = {
             **dataclasses.asdict(cell),
             **evaluate(config, model, params, cell, trainer.images, test),
@@ -243,7 +243,7 @@ def evaluate(
     config: Any, model: GaussianVAE, params: Any, cell: Cell, train: Any, test: Any
 ) -> dict[str, Any]:
     """Every number of one member's row; `x` with its standard error `x_se` over the test images."""
-    options = dict(seed=cell.seed, block=config.eval.block, kappa=cell.kappa)
+    options = {"seed": cell.seed, "block": config.eval.block, "kappa": cell.kappa}
     posterior = evaluation.posterior(model, params, test, **options)
     nll, effective = evaluation.importance_weighted_nll(
         model, params, test, samples=config.eval.nll_samples, **options
@@ -310,6 +310,5 @@ def load_member(
                     )
                 model, trainer = make_trainer(config, images, group)
                 state = saved.restore(saved.latest, trainer.state_shapes)
-            index = group.index(wanted)
-            return model, jax.tree.map(lambda leaf: leaf[index], state.params)
+            return model, member_params(state, group.index(wanted))
     raise InputError(f"{wanted.name} is not a member of this sweep.")
