@@ -69,7 +69,7 @@ def load(name: str, directory: str = "") -> ImageSet:
         or os.environ.get("TFDS_DATA_DIR")
         or "~/tensorflow_datasets"
     ).expanduser()
-    if (root / name).is_dir() and any((root / name).rglob("dataset_info.json")):
+    if (root / name).is_dir() and any((root / name).rglob("*.array_record*")):
         return check_pixels(_tfds(name, root))
     if name in _IDX_SETS:
         return check_pixels(_idx(name, root))
@@ -202,7 +202,8 @@ def _tfds(name: str, root: Path) -> ImageSet:
             f"({type(error).__name__}: {str(error).splitlines()[0]}): prepare it again with "
             "file_format='array_record'."
         ) from error
-    feature = builder.info.features.get("image") if "image" in builder.info.features else None
+    features = builder.info.features
+    feature = features["image"] if "image" in features else None  # noqa: SIM401 (no dict)
     if feature is None or None in (feature.shape or (None,)):
         raise InputError(
             f"data.name={name!r} has no feature 'image' of one fixed shape; this loader reads "

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from vaebal.gaussians import reparameterise
-from vaebal.nets import Activation, MLPEncoder, ResidualDecoder
+from vaebal.nets import Activation, MLPEncoder, ResidualDecoder, dense
 
 
 class Outputs(NamedTuple):
@@ -52,7 +52,7 @@ class GaussianVAE(nn.Module):
 
     def setup(self):
         if self.affine_skip:
-            self.affine = nn.Dense(
+            self.affine = dense(
                 self.outputs, use_bias=False, kernel_init=nn.initializers.zeros, name="affine"
             )
         if self.gamma is None:

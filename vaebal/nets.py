@@ -26,6 +26,11 @@ def _latent_major_fan_in(key: Array, shape: tuple[int, int], dtype=jnp.float32) 
     return jax.random.normal(key, shape[::-1], dtype).T / jnp.sqrt(shape[0]).astype(dtype)
 
 
+def dense(features: int, **options) -> nn.Dense:
+    """nn.Dense with parameters in float32, or in float64 where JAX has x64 enabled."""
+    return nn.Dense(features, param_dtype=jnp.result_type(float), **options)
+
+
 class MLPEncoder(nn.Module):
     """Feed-forward encoder of `layers` layers; the two heads are the last one (Theorem 2).
 
@@ -52,14 +57,14 @@ class MLPEncoder(nn.Module):
     def __call__(self, x: Array) -> tuple[Array, Array]:
         """x [B, D] -> mean [B, K], log_var [B, K]."""
         for i in range(1, self.layers):
-            x = self.activation(nn.Dense(self.width, kernel_init=_he, name=f"layer{i}")(x))
-        mean = nn.Dense(
+            x = self.activation(dense(self.width, kernel_init=_he, name=f"layer{i}")(x))
+        mean = dense(
             self.latents,
             use_bias=self.head_bias,
             kernel_init=_latent_major_fan_in,
             name="mean",
         )(x)
-        log_var = nn.Dense(
+        log_var = dense(
             self.latents,
             use_bias=self.head_bias,
             kernel_init=nn.initializers.zeros,
@@ -95,13 +100,13 @@ class ResidualDecoder(nn.Module):
     def __call__(self, z: Array) -> Array:
         """z [B, K] -> [B, D]."""
         scaled_he = lambda *args: self.branch_scale * _he(*args)  # noqa: E731
-        h = nn.Dense(self.width, kernel_init=nn.initializers.lecun_normal(), name="first")(z)
+        h = dense(self.width, kernel_init=nn.initializers.lecun_normal(), name="first")(z)
         for i in range(1, self.blocks + 1):
-            branch = nn.Dense(self.width, kernel_init=_he, name=f"block{i}a")(self.activation(h))
-            branch = nn.Dense(
+            branch = dense(self.width, kernel_init=_he, name=f"block{i}a")(self.activation(h))
+            branch = dense(
                 self.width, kernel_init=scaled_he if self.residual else _he, name=f"block{i}b"
             )(self.activation(branch))
             h = h + branch if self.residual else branch
-        return nn.Dense(self.outputs, kernel_init=nn.initializers.lecun_normal(), name="out")(
+        return dense(self.outputs, kernel_init=nn.initializers.lecun_normal(), name="out")(
             self.activation(h)
         )

@@ -1,0 +1,38 @@
+"""Shared by all tests: small problems, and JAX set to refuse what is usually a mistake."""
+
+import jax
+import numpy as np
+import pytest
+
+from vaebal.models import mlp_vae
+
+# A [B, 1] against a [B] is a bug here, never a convenience.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def small_vae():
+    """Builds the network of Table 1, small: D = 16, K = 5 unless told otherwise."""
+
+    def build(**changes):
+        options = {
+            "outputs": 16,
+            "latents": 5,
+            "width": 12,
+            "encoder_layers": 3,
+            "decoder_blocks": 2,
+            "activation": jax.nn.silu,
+            "residual": True,
+            "affine_skip": True,
+        }
+        return mlp_vae(**(options | changes))
+
+    return build
+
+
+@pytest.fixture
+def pixels():
+    """[96, 16] in [0, 1], of rank about 4."""
+    rng = np.random.default_rng(0)
+    raw = rng.normal(size=(96, 4)) @ rng.normal(size=(4, 16))
+    return (1 / (1 + np.exp(-raw))).astype(np.float32)

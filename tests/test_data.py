@@ -1,0 +1,194 @@
+import gzip
+import hashlib
+import io
+import urllib.error
+
+import jax
+import numpy as np
+import pytest
+
+from vaebal import data
+from vaebal.errors import InputError
+
+
+def _idx_bytes(images):
+    header = np.array([0x0803, *images.shape], ">u4").tobytes()
+    return header + images.tobytes()
+
+
+@pytest.fixture
+def mnist_files(tmp_path, monkeypatch):
+    """Small IDX files in a folder, with TFDS's registered checksums replaced by theirs."""
+    import tensorflow_datasets as tfds
+
+    rng = np.random.default_rng(0)
+    infos, images = {}, {}
+    for split, file in data._IDX_FILES.items():
+        images[split] = rng.integers(0, 256, (20 if split == "train" else 6, 28, 28), np.uint8)
+        content = gzip.compress(_idx_bytes(images[split]))
+        (tmp_path / file).write_bytes(content)
+        info = type("Info", (), {"checksum": hashlib.sha256(content).hexdigest()})
+        infos[f"https://example.invalid/mnist/{file}"] = info
+    monkeypatch.setattr(tfds.image_classification.MNIST, "url_infos", infos)
+    return tmp_path, images
+
+
+def test_digits_are_scikit_learns():
+    from sklearn.datasets import load_digits
+
+    digits = data.load("digits")
+    assert (digits.train.shape, digits.test.shape, digits.dim) == ((1438, 64), (359, 64), 64)
+    together = np.concatenate([digits.train, digits.test])
+    assert sorted(map(tuple, together * 16)) == sorted(map(tuple, load_digits().data))
+
+
+@pytest.mark.parametrize("below", ["", "mnist", "downloads/manual"])
+def test_mnist_from_raw_files(mnist_files, below):
+    root, images = mnist_files
+    if below:
+        (root / below).mkdir(parents=True)
+        for file in data._IDX_FILES.values():
+            (root / file).rename(root / below / file)
+    got = data.load("mnist", str(root))
+    assert got.image_shape == (28, 28, 1)
+    np.testing.assert_array_equal(got.train, images["train"].reshape(20, 784))
+    np.testing.assert_array_equal(got.test, images["test"].reshape(6, 784))
+
+
+def test_the_directory_may_come_from_the_environment(mnist_files, monkeypatch):
+    root, images = mnist_files
+    monkeypatch.setenv("VAEBAL_DATA_DIR", str(root))
+    np.testing.assert_array_equal(data.load("mnist").test, images["test"].reshape(6, 784))
+
+
+def test_a_damaged_file_is_named(mnist_files):
+    root, _ = mnist_files
+    path = root / data._IDX_FILES["test"]
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match=f"{path} is damaged"):
+        data.load("mnist", str(root))
+
+
+def test_a_truncated_idx_file_is_told():
+    content = _idx_bytes(np.zeros((3, 4, 4), np.uint8))
+    assert data.parse_idx_images(content).shape == (3, 4, 4)
+    with pytest.raises(InputError, match="promises 48 pixels and holds 47"):
+        data.parse_idx_images(content[:-1])
+    with pytest.raises(InputError, match="must start with"):
+        data.parse_idx_images(b"\x00\x00\x08\x01" + content[4:])
+
+
+def test_missing_files_name_the_two_ways(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    with pytest.raises(InputError, match=r"(?s)network connection, or put train-images.*into"):
+        data.load("mnist", str(tmp_path))
+
+
+def test_missing_files_are_downloaded_and_checked(mnist_files, tmp_path, monkeypatch):
+    root, images = mnist_files
+    monkeypatch.setattr(
+        "urllib.request.urlopen", lambda url, timeout: open(root / url.rsplit("/")[-1], "rb")
+    )
+    empty = tmp_path / "elsewhere"
+    np.testing.assert_array_equal(
+        data.load("mnist", str(empty)).train, images["train"].reshape(20, 784)
+    )
+    assert {path.name for path in empty.rglob("*") if path.is_file()} == set(
+        data._IDX_FILES.values()
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("minst", "data.name='minst' is not a known data set: did you mean 'mnist'?"),
+        ("cifar10", "data.name='cifar10' was not found in data.dir"),
+    ],
+)
+def test_unknown_and_unprepared_sets_are_told_apart(tmp_path, name, message):
+    with pytest.raises(InputError) as error:
+        data.load(name, str(tmp_path))
+    assert message in str(error.value)
+
+
+def _prepare_tfds(root, shape, splits=("train", "test")):
+    """A real TFDS array_record set of random images, made on the spot."""
+    import tensorflow_datasets as tfds
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    images = {split: rng.integers(0, 256, (7, *shape), np.uint8) for split in splits}
+
+    class Blobs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = tfds.features.FeaturesDict({"image": tfds.features.Image(shape=shape)})
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples(split) for split in splits}
+
+        def _generate_examples(self, split):
+            for i, image in enumerate(images[split]):
+                # Encoded here: TFDS encodes arrays with TensorFlow, but takes PNG files as they are.
+                file = io.BytesIO()
+                Image.fromarray(image.squeeze()).save(file, "png")
+                yield i, {"image": io.BytesIO(file.getvalue())}
+
+    Blobs(data_dir=root, file_format="array_record").download_and_prepare()
+    return images
+
+
+@pytest.mark.filterwarnings("ignore")  # TFDS's own, while preparing
+@pytest.mark.parametrize("channels", [1, 3])
+def test_prepared_tfds_sets_are_read_by_name(tmp_path, channels):
+    images = _prepare_tfds(tmp_path, (5, 4, channels))
+    got = data.load("blobs", str(tmp_path))
+    assert got.image_shape == (5, 4, channels)
+    for split, read in (("train", got.train), ("test", got.test)):
+        # TFDS stores a shuffled order.
+        assert sorted(map(tuple, read)) == sorted(map(tuple, images[split].reshape(7, -1)))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_missing_split_is_told(tmp_path):
+    _prepare_tfds(tmp_path, (5, 4, 1), splits=("train",))
+    with pytest.raises(InputError, match="has no split 'test'"):
+        data.load("blobs", str(tmp_path))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -0.1, 1.5])
+def test_bad_pixels_are_found(value):
+    test = np.zeros((4, 6), np.float32)
+    test[2, 3] = value
+    images = data.ImageSet("mine", np.zeros((4, 6), np.float32), test, (2, 3, 1))
+    with pytest.raises(InputError, match="in image 2 of split 'test'"):
+        data.check_pixels(images)
+
+
+def test_an_epoch_sees_every_image_at_most_once_and_orders_differ():
+    order = np.asarray(data.epoch_order(0, 0, 50, 8))
+    assert order.shape == (6, 8)
+    assert len(np.unique(order)) == 48
+    assert order.min() >= 0
+    assert order.max() < 50
+    for other in (data.epoch_order(0, 1, 50, 8), data.epoch_order(1, 0, 50, 8)):
+        assert (np.asarray(other) != order).any()
+
+
+def test_any_batch_can_be_asked_for_again():
+    for step in (0, 5, 6, 23):
+        expected = data.epoch_order(4, step // 6, 50, 8)[step % 6]
+        np.testing.assert_array_equal(data.batch_indices(4, step, 50, 8), expected)
+
+
+def test_all_images_come_equally_often():
+    """Left-over images of an epoch are random: counts over 200 epochs are near binomial."""
+    orders = jax.vmap(lambda epoch: data.epoch_order(0, epoch, 50, 8))(np.arange(200))
+    counts = np.bincount(np.asarray(orders).ravel(), minlength=50)
+    expected, spread = 200 * 48 / 50, np.sqrt(200 * 0.96 * 0.04)
+    assert np.abs(counts - expected).max() < 5 * spread

@@ -1,0 +1,155 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import integrate, stats
+
+from vaebal import evaluation
+from vaebal.models import init_params, mlp_vae
+from vaebal.streams import stream
+
+
+def _affine_vae_at_its_optimum(data, kappa, gamma):
+    """The Table 1 network in Theorem 1's regime: f_theta constant, all through eq. 5's skip."""
+    mean, cov = data.mean(0), np.cov(data.T, bias=True)
+    values, vectors = np.linalg.eigh(cov)
+    top = np.argsort(values)[::-1][:kappa]
+    w_x = vectors[:, top] * np.sqrt(np.maximum(values[top] - gamma, 0))  # [D, K]
+    w_z = np.linalg.solve(w_x.T @ w_x + gamma * np.eye(kappa), w_x.T)  # [K, D]
+    s2 = gamma / ((w_x**2).sum(0) + gamma)
+    model = mlp_vae(
+        outputs=data.shape[1], latents=kappa, width=8, encoder_layers=1, decoder_blocks=1,
+        activation=jax.nn.relu, residual=True, affine_skip=True, gamma=gamma,
+    )  # fmt: skip
+    params = model.init(jax.random.key(0), jnp.asarray(data[:1]), jnp.zeros((1, kappa)))["params"]
+    params["decoder"]["out"] = {"kernel": jnp.zeros((8, data.shape[1])), "bias": mean}
+    params["affine"]["kernel"] = w_x.T
+    params["encoder"] = {
+        "mean": {"kernel": w_z.T, "bias": -w_z @ mean},
+        "log_var": {"kernel": jnp.zeros((data.shape[1], kappa)), "bias": np.log(s2)},
+    }
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+    return model, params, stats.multivariate_normal(mean, w_x @ w_x.T + gamma * np.eye(len(mean)))
+
+
+@pytest.fixture
+def affine(pixels):
+    return (pixels, *_affine_vae_at_its_optimum(np.float64(pixels), 4, 0.004))
+
+
+def test_nll_is_exact_with_one_sample_where_the_bound_is_tight(affine):
+    """Every importance weight is then p(x), the probabilistic-PCA likelihood."""
+    data, model, params, ppca = affine
+    options = {"seed": 0, "block": 40}
+    nll, _ = evaluation.importance_weighted_nll(model, params, data, samples=1, **options)
+    np.testing.assert_allclose(nll, -ppca.logpdf(data), rtol=1e-4, atol=1e-3)
+    many, effective = evaluation.importance_weighted_nll(model, params, data, samples=7, **options)
+    np.testing.assert_allclose(many, nll, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(effective, 7, rtol=1e-3)
+
+
+def test_mean_negative_elbo_is_the_mean_nll_where_the_bound_is_tight(affine):
+    """One draw of -ELBO is noisy around -log p(x): equal within 4 standard errors."""
+    data, model, params, ppca = affine
+    repeated = np.repeat(data, 50, axis=0)
+    estimate = evaluation.mean_estimate(
+        evaluation.posterior(model, params, repeated, seed=1, block=1000).negative_elbo
+        + ppca.logpdf(repeated)
+    )
+    assert abs(estimate.value) < 4 * estimate.error
+
+
+@pytest.fixture
+def deep(small_vae, pixels):
+    """A deep model of one latent, whose marginal likelihood is a one-dimensional integral."""
+    model = small_vae(latents=1, branch_scale=1.0, gamma=0.3)
+    params = init_params(model, stream(0, "init"), jnp.asarray(pixels.mean(0)))
+    return model, params, pixels[:5]
+
+
+def test_nll_converges_to_quadrature(deep):
+    model, params, x = deep
+    z = np.linspace(-9, 9, 4001)
+    x_hat = np.float64(model.apply({"params": params}, jnp.float32(z)[:, None], method="decode"))
+    for index, image in enumerate(x):
+        log_p = -0.5 * (((image - x_hat) ** 2).sum(1) / 0.3 + 16 * np.log(2 * np.pi * 0.3))
+        expected = -np.log(integrate.simpson(np.exp(log_p) * stats.norm.pdf(z), z))
+        got, effective = evaluation.importance_weighted_nll(
+            model, params, x[index : index + 1], samples=20_000, seed=0, block=1
+        )
+        # The delta method's error of a log mean of weights.
+        error = np.sqrt(1 / effective - 1 / 20_000)
+        assert abs(got[0] - expected) < 4 * error[0] + 1e-4
+
+
+def test_more_samples_tighten_the_bound(deep):
+    model, params, x = deep
+    x = np.repeat(x, 400, axis=0)
+    elbo = evaluation.posterior(model, params, x, seed=0, block=500).negative_elbo
+    one, many = (
+        evaluation.importance_weighted_nll(model, params, x, samples=s, seed=0, block=500)[0]
+        for s in (1, 30)
+    )
+    gap = evaluation.mean_estimate(one - many)
+    assert gap.value > 4 * gap.error
+    # With one sample the bound is the ELBO with the KL sampled.
+    same = evaluation.mean_estimate(one - elbo)
+    assert abs(same.value) < 4 * same.error
+
+
+@pytest.mark.parametrize("block", [1, 7, 96, 1000])
+def test_every_example_is_counted_once_whatever_the_block(affine, block):
+    data, model, params, _ = affine
+    got = evaluation.posterior(model, params, data, seed=0, block=block)
+    assert got.mean.shape == (96, 4)
+    mean, log_var = model.apply({"params": params}, data, method="encode")
+    np.testing.assert_allclose(got.mean, mean, atol=1e-4)
+    np.testing.assert_allclose(got.variance, np.exp(log_var).mean(0), rtol=1e-5)
+    at_mean = model.apply({"params": params}, mean, method="decode")
+    np.testing.assert_allclose(got.squared_error_mean, ((data - at_mean) ** 2).sum(1), rtol=1e-3)
+    assert got.squared_error_sampled.shape == got.negative_elbo.shape == (96,)
+
+
+def test_padded_latents_do_not_count(small_vae, pixels):
+    """The first two of five latents used: the others are the prior, never active, of no weight."""
+    model = small_vae(gamma=0.1)
+    params = init_params(model, stream(0, "init"), jnp.asarray(pixels.mean(0)), 2)
+    got = evaluation.posterior(model, params, pixels, seed=0, block=50, kappa=2)
+    np.testing.assert_array_equal(got.kl[2:], 0)
+    np.testing.assert_array_equal(got.variance[2:], 1)
+    assert evaluation.active_units(got.mean, 1e-9).value == 2
+    alone = small_vae(gamma=0.1, latents=2)
+    cut = init_params(alone, stream(0, "init"), jnp.asarray(pixels.mean(0)))
+    options = {"samples": 5, "seed": 0, "block": 50}
+    np.testing.assert_allclose(
+        evaluation.importance_weighted_nll(model, params, pixels, kappa=2, **options)[0],
+        evaluation.importance_weighted_nll(alone, cut, pixels, **options)[0],
+        rtol=1e-5,
+    )
+
+
+def test_mean_estimate_covers():
+    """The error is the standard error of the mean: z-scores over 2,000 repeats have unit spread."""
+    rng = np.random.default_rng(0)
+    estimates = [evaluation.mean_estimate(rng.exponential(size=100)) for _ in range(2000)]
+    z = np.array([(e.value - 1) / e.error for e in estimates])
+    assert 0.95 < z.std() < 1.15
+
+
+def test_active_units_counts_variances_above_the_threshold():
+    rng = np.random.default_rng(0)
+    mean = rng.normal(size=(4000, 6)) * np.sqrt([1, 0.3, 0.02, 0.005, 1e-6, 0])
+    assert evaluation.active_units(mean).value == 3
+    assert evaluation.active_units(mean, 0.1).value == 2
+    assert evaluation.active_units(mean).error < 1e-6
+    assert evaluation.active_units(mean, 1e-9).value == 5
+
+
+def test_active_units_error_matches_fresh_draws():
+    """Near the threshold the count is random over draws of the examples, by as much as said."""
+    rng = np.random.default_rng(1)
+    scales = np.sqrt([0.0095, 0.01, 0.0102, 0.0108, 1.0])
+    draws = [evaluation.active_units(rng.normal(size=(2000, 5)) * scales) for _ in range(600)]
+    spread = np.std([draw.value for draw in draws])
+    said = np.sqrt(np.mean([draw.error**2 for draw in draws]))
+    assert said == pytest.approx(spread, rel=0.25)
