@@ -32,6 +32,7 @@ def kappa_sweep(name: str) -> ml_collections.ConfigDict:
     train.learning_rate = 1e-3
     train.final_learning_rate = 2e-5
     train.warmup_steps = 200
+    train.clip_norm = 20.0  # of gamma times the gradient; stops the rare spike
     # "closed_form" (towards the batch's E|x - x_hat|^2 / d), "adam" or "fixed".
     train.gamma_rule = "closed_form"
     train.gamma_rate = 5e-3  # at most so many nats of log gamma a step: the homotopy's speed

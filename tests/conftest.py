@@ -8,6 +8,8 @@ from vaebal.models import mlp_vae
 
 # A [B, 1] against a [B] is a bug here, never a convenience.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Tests compile far more than they compute.
+jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

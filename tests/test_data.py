@@ -89,9 +89,11 @@ def test_missing_files_name_the_two_ways(tmp_path, monkeypatch):
 
 def test_missing_files_are_downloaded_and_checked(mnist_files, tmp_path, monkeypatch):
     root, images = mnist_files
-    monkeypatch.setattr(
-        "urllib.request.urlopen", lambda url, timeout: open(root / url.rsplit("/")[-1], "rb")
-    )
+
+    def serve(url, timeout):
+        return io.BytesIO((root / url.rsplit("/")[-1]).read_bytes())
+
+    monkeypatch.setattr("urllib.request.urlopen", serve)
     empty = tmp_path / "elsewhere"
     np.testing.assert_array_equal(
         data.load("mnist", str(empty)).train, images["train"].reshape(20, 784)
@@ -134,7 +136,7 @@ def _prepare_tfds(root, shape, splits=("train", "test")):
 
         def _generate_examples(self, split):
             for i, image in enumerate(images[split]):
-                # Encoded here: TFDS encodes arrays with TensorFlow, but takes PNG files as they are.
+                # TFDS would encode an array with TensorFlow; it takes a PNG file as it is.
                 file = io.BytesIO()
                 Image.fromarray(image.squeeze()).save(file, "png")
                 yield i, {"image": io.BytesIO(file.getvalue())}

@@ -57,7 +57,10 @@ class GaussianVAE(nn.Module):
             )
         if self.gamma is None:
             self.learned_log_gamma = self.param(
-                "log_gamma", nn.initializers.constant(math.log(self.gamma_init)), ()
+                "log_gamma",
+                nn.initializers.constant(math.log(self.gamma_init)),
+                (),
+                jnp.result_type(float),
             )
 
     def latent_mask(self, kappa: int | Array | None) -> Array | bool:

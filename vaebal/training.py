@@ -50,7 +50,7 @@ class EpochMetrics(NamedTuple):
     loss: Array  # -ELBO, nats per example
     squared_error: Array  # ||x - x_hat||^2 at sampled z
     kl: Array  # summed over dimensions, nats
-    gradient_norm: Array
+    gradient_norm: Array  # of the weights, times gamma
     gamma: Array  # after the last step
     active: Array  # latents with Var_x(E[z|x]) > .01 over the epoch
     informative: Array  # latents with mean sigma^2 < 1/2 over the epoch
@@ -68,6 +68,7 @@ class Optimisation(NamedTuple):
     final_learning_rate: float
     warmup_steps: int
     total_steps: int
+    clip_norm: float  # of gamma times the gradient, see `make_optimiser`
     gamma_rule: str
     dim: int  # D, which the closed form of gamma needs
 
@@ -104,15 +105,17 @@ def gamma_transformation(rule: str, dim: int, rate: float | Array) -> optax.Grad
 
 
 def make_optimiser(settings: Optimisation, gamma_rate: Array) -> optax.GradientTransformation:
-    """Adam for the weights, gamma's own rule for log gamma."""
-    weights = optax.adam(
-        optax.warmup_cosine_decay_schedule(
-            0.0,
-            settings.learning_rate,
-            settings.warmup_steps,
-            max(settings.total_steps, settings.warmup_steps + 1),
-            settings.final_learning_rate,
-        )
+    """Clipped Adam for the weights, gamma's own rule for log gamma."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0,
+        settings.learning_rate,
+        settings.warmup_steps,
+        max(settings.total_steps, settings.warmup_steps + 1),
+        settings.final_learning_rate,
+    )
+    weights = optax.chain(
+        optax.clip_by_global_norm(settings.clip_norm),
+        optax.adam(schedule),
     )
     if settings.gamma_rule == "fixed":
         return weights
@@ -155,16 +158,24 @@ def train_step(
     (loss, (outputs, terms)), gradients = jax.value_and_grad(
         lambda params: loss_and_terms(model, params, x, eps, member.kappa), has_aux=True
     )(state.params)
-    gradient_norm = optax.global_norm(gradients)
+    gamma = jnp.exp(outputs.log_gamma)
+    # The weights follow gamma times the gradient: that of ||x - x_hat||^2 / 2 + gamma KL,
+    # which keeps its scale while gamma falls by orders of magnitude. On the plain gradient
+    # Adam's second moment lags behind 1 / gamma^2, and its steps are several times too long.
+    scaled = {
+        name: gradient if name == "log_gamma" else jax.tree.map(lambda g: gamma * g, gradient)
+        for name, gradient in gradients.items()
+    }
+    weights_norm = optax.tree.norm({k: v for k, v in scaled.items() if k != "log_gamma"})
     updates, opt_state = make_optimiser(settings, member.gamma_rate).update(
-        gradients, state.opt_state, state.params
+        scaled, state.opt_state, state.params
     )
     params = optax.apply_updates(state.params, updates)
     statistics = {
         "loss": loss,
         "squared_error": terms.squared_error.mean(),
         "kl": terms.kl.sum(-1).mean(),
-        "gradient_norm": gradient_norm,
+        "gradient_norm": weights_norm,
         "mean": outputs.mean.mean(0),
         "mean_squared": jnp.square(outputs.mean).mean(0),
         "variance": jnp.exp(outputs.log_var).mean(0),

@@ -69,7 +69,7 @@ def check(config: Any) -> None:
             f"model.encoder_layers={config.model.encoder_layers!r} must be an integer of at least "
             "2: the last layer is the two heads."
         )
-    checks.positive_numbers(config, "model.gamma", "train.learning_rate")
+    checks.positive_numbers(config, "model.gamma", "train.learning_rate", "train.clip_norm")
     checks.positive_numbers(config, "model.branch_scale", zero=True)
     checks.positive_numbers(config, "train.final_learning_rate", "train.warmup_steps", zero=True)
     checks.one_of(config, "model.activation", tuple(ACTIVATIONS))
@@ -191,6 +191,7 @@ def make_trainer(
         final_learning_rate=config.train.final_learning_rate,
         warmup_steps=config.train.warmup_steps,
         total_steps=config.train.epochs * steps,
+        clip_norm=config.train.clip_norm,
         gamma_rule=config.train.gamma_rule,
         dim=images.dim,
     )

@@ -1,0 +1,280 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vaebal.checkpoints import Checkpoints
+from vaebal.data import batch_indices
+from vaebal.errors import Diverged
+from vaebal.evaluation import posterior
+from vaebal.models import latent_noise
+from vaebal.streams import stream
+from vaebal.training import (
+    Member,
+    Optimisation,
+    Trainer,
+    closed_form_gamma,
+    fit,
+    init_state,
+    loss_and_terms,
+    member_params,
+    train_step,
+)
+
+SETTINGS = Optimisation(
+    learning_rate=3e-3,
+    final_learning_rate=1e-4,
+    warmup_steps=5,
+    total_steps=600,
+    gamma_rule="closed_form",
+    clip_norm=20.0,
+    dim=16,
+)
+
+
+def members(seeds=(0,), kappas=(5,), rates=(0.02,)):
+    size = max(len(seeds), len(kappas), len(rates))
+    wide = [np.resize(np.asarray(values), size) for values in (seeds, kappas, rates)]
+    return Member(np.int32(wide[0]), np.int32(wide[1]), np.float32(wide[2]))
+
+
+def trained(trainer, epochs):
+    return trainer.run(trainer.init(), epochs)
+
+
+def assert_trees_equal(got, expected, **tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), got, expected)
+
+
+def test_golden_first_step(small_vae, pixels):
+    """A silent change of numerics shows here. To update after a meant change: run
+    `python -m pytest tests/test_training.py -k golden` and copy the values it prints."""
+    trainer = Trainer(small_vae(), SETTINGS, members(), pixels, len(pixels))
+    state, metrics = trained(trainer, 1)
+    got = {
+        "loss": float(metrics.loss[0]),
+        "squared_error": float(metrics.squared_error[0]),
+        "kl": float(metrics.kl[0]),
+        "gradient_norm": float(metrics.gradient_norm[0]),
+        "gamma": float(metrics.gamma[0]),
+        "norm": float(optax.tree.norm(state.params)),
+    }
+    print(got)
+    assert got == pytest.approx(
+        {
+            "loss": 19.317485809326172,
+            "squared_error": 8.897360801696777,
+            "kl": 0.16579130291938782,
+            "gradient_norm": 8.579893112182617,
+            "gamma": 0.9801986813545227,
+            "norm": 12.02348804473877,
+        },
+        rel=1e-5,
+    )
+
+
+def test_a_chunk_is_its_steps_one_by_one(small_vae, pixels):
+    """Two epochs in one compiled call equal a plain Python loop over `batch_indices`."""
+    model, stack = small_vae(), members()
+    trainer = Trainer(model, SETTINGS, stack, pixels, 32)
+    state, _ = trained(trainer, 2)
+    member = jax.tree.map(lambda leaf: leaf[0], stack)
+    alone = init_state(model, SETTINGS, member, jnp.asarray(pixels).mean(0))
+    for step in range(6):
+        x = jnp.asarray(pixels)[batch_indices(0, step, 96, 32)]
+        alone, _ = train_step(model, SETTINGS, member, alone, x)
+    assert int(state.step[0]) == 6
+    assert_trees_equal(member_params(state, 0), alone.params, rtol=2e-4, atol=2e-6)
+
+
+def test_chunks_of_any_length_give_the_same_run_without_compiling_again(small_vae, pixels):
+    trainer = Trainer(small_vae(), SETTINGS, members(seeds=(0, 1)), pixels, 32)
+    whole, whole_metrics = trained(trainer, 5)
+    compilations = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **kwargs: compilations.append(event) if "compile" in event else None
+    )
+    try:
+        state, _ = trained(trainer, 2)
+        state, _ = trainer.run(state, 1)
+        state, metrics = trainer.run(state, 2)
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert compilations == []
+    assert_trees_equal(state, whole, rtol=0)
+    assert_trees_equal(metrics, whole_metrics, rtol=0)
+
+
+def test_the_state_is_donated(small_vae, pixels):
+    trainer = Trainer(small_vae(), SETTINGS, members(), pixels, 32)
+    state = trainer.init()
+    trainer.run(state, 1)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+
+
+def test_stacked_padded_members_equal_members_alone(small_vae, pixels):
+    """kappa 3 and 5, two seeds, two speeds of gamma: one program, the same four runs.
+
+    In float64, where rounding cannot hide a difference in the mathematics.
+    """
+    with jax.enable_x64(True):
+        data = np.float64(pixels)
+        stack = members(seeds=(0, 1, 0, 1), kappas=(3, 5, 5, 3), rates=(0.02, 0.02, 0.3, 0.3))
+        together, metrics = trained(Trainer(small_vae(latents=5), SETTINGS, stack, data, 16), 10)
+        for index in range(4):
+            kappa = int(stack.kappa[index])
+            one = jax.tree.map(lambda leaf, index=index: leaf[index : index + 1], stack)
+            alone, alone_metrics = trained(
+                Trainer(small_vae(latents=kappa), SETTINGS, one, data, 16), 10
+            )
+            assert metrics.loss[index] == pytest.approx(float(alone_metrics.loss[0]), rel=1e-12)
+            assert metrics.active[index] == alone_metrics.active[0]
+            assert metrics.informative[index] == alone_metrics.informative[0]
+            params, reference = member_params(together, index), member_params(alone, 0)
+            params["decoder"]["first"]["kernel"] = params["decoder"]["first"]["kernel"][:kappa]
+            params["affine"]["kernel"] = params["affine"]["kernel"][:kappa]
+            for head in ("mean", "log_var"):
+                params["encoder"][head] = jax.tree.map(
+                    lambda leaf, kappa=kappa: leaf[..., :kappa], params["encoder"][head]
+                )
+            assert_trees_equal(params, reference, rtol=1e-9, atol=1e-12)
+
+
+def test_the_loss_is_eq_2_by_hand(small_vae, pixels):
+    model = small_vae(gamma=0.2)
+    params = init_state(
+        model, SETTINGS._replace(gamma_rule="fixed"), Member(0, 5, 0.0), jnp.asarray(pixels).mean(0)
+    ).params
+    x, eps = jnp.asarray(pixels[:8]), latent_noise(jax.random.key(0), 8, 5)
+    loss, _ = loss_and_terms(model, params, x, eps)
+    mean, log_var = map(np.float64, model.apply({"params": params}, x, method="encode"))
+    z = jnp.float32(mean + np.exp(log_var / 2) * np.float64(eps))
+    x_hat = np.float64(model.apply({"params": params}, z, method="decode"))
+    error = ((pixels[:8] - x_hat) ** 2).sum(1)
+    by_hand = error / 0.4 + 8 * np.log(2 * np.pi * 0.2)
+    by_hand += 0.5 * (mean**2 + np.exp(log_var) - log_var - 1).sum(1)
+    assert float(loss) == pytest.approx(by_hand.mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("ratio", [0.2, 0.99, 1.0, 1.01, 30.0])
+def test_closed_form_gamma_jumps_to_the_error_from_the_gradient_alone(ratio):
+    """gamma = E|x - x_hat|^2 / (ratio d): unlimited, one update lands on the stationary value."""
+    dim, error = 7, 0.9
+    log_gamma = jnp.float32(np.log(error / dim / ratio))
+    gradient = jax.grad(lambda v: 0.5 * (error * jnp.exp(-v) + dim * v))(log_gamma)
+    update, _ = closed_form_gamma(dim, 1e9).update(gradient, optax.EmptyState())
+    assert float(jnp.exp(log_gamma + update)) == pytest.approx(error / dim, rel=1e-4)
+    limited, _ = closed_form_gamma(dim, 1e-3).update(gradient, optax.EmptyState())
+    assert float(limited) == pytest.approx(np.clip(np.log(ratio), -1e-3, 1e-3), abs=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["closed_form", "adam"])
+def test_gamma_falls_no_faster_than_its_rate(small_vae, pixels, rule):
+    settings = SETTINGS._replace(gamma_rule=rule)
+    trainer = Trainer(small_vae(), settings, members(rates=(0.01, 0.05)), pixels, 32)
+    _, metrics = trained(trainer, 3)  # 9 steps
+    np.testing.assert_allclose(np.log(metrics.gamma), [-0.09, -0.45], rtol=0.02)
+
+
+def test_a_fixed_gamma_stays(small_vae, pixels):
+    settings = SETTINGS._replace(gamma_rule="fixed")
+    state, metrics = trained(Trainer(small_vae(gamma=0.1), settings, members(), pixels, 32), 3)
+    assert "log_gamma" not in state.params
+    np.testing.assert_allclose(metrics.gamma, 0.1, rtol=1e-6)
+
+
+def test_the_step_does_not_depend_on_the_scale_of_the_loss(small_vae, pixels):
+    """Weights see gamma times the gradient: for a fixed gamma a constant, which Adam ignores."""
+    settings = SETTINGS._replace(gamma_rule="fixed", warmup_steps=0)
+    model, member = small_vae(gamma=0.1), Member(0, 5, 0.0)
+    x = jnp.asarray(pixels[:32])
+    state = init_state(model, settings, member, x.mean(0))
+    eps = latent_noise(stream(0, "noise", 0), 32, 5)
+    gradient = jax.grad(lambda p: loss_and_terms(model, p, x, eps)[0])(state.params)
+    got, _ = train_step(model, settings, member, state, x)
+    for name in ("encoder", "decoder"):
+        moved = jax.tree.leaves(jax.tree.map(jnp.subtract, got.params[name], state.params[name]))
+        slopes = jax.tree.leaves(gradient[name])
+        for change, slope in zip(moved, slopes, strict=True):
+            large = np.abs(slope) > 1e-3 * np.abs(slope).max()
+            # Adam's first step is the rate times the sign.
+            np.testing.assert_allclose(
+                change[large], -settings.learning_rate * np.sign(slope)[large], rtol=2e-3, atol=1e-7
+            )
+
+
+def test_gamma_is_stationary_at_the_end(small_vae, pixels):
+    """gamma = E|x - x_hat|^2 / d on the training data, within the error of one draw each."""
+    trainer = Trainer(small_vae(width=32), SETTINGS, members(rates=(0.2,)), pixels, 96)
+    state, metrics = trained(trainer, 600)
+    draws = [
+        posterior(small_vae(width=32), member_params(state, 0), pixels, seed=s, block=96)
+        for s in range(30)
+    ]
+    error = np.mean([d.squared_error_sampled.mean() for d in draws]) / 16
+    assert float(metrics.gamma[0]) == pytest.approx(error, rel=0.1)
+    assert float(metrics.gamma[0]) < 0.25 * pixels.var(0).mean()  # it has learned
+
+
+class Log:
+    def __init__(self):
+        self.rows = []
+
+    def __call__(self, epoch, epochs, metrics, seconds):
+        assert seconds > 0
+        self.rows.append((epoch, epochs, float(metrics.loss[0])))
+
+
+def run_fit(trainer, directory, epochs, log=None, every=4):
+    with Checkpoints(directory) as checkpoints:
+        return fit(
+            trainer,
+            epochs=epochs,
+            epochs_per_chunk=3,
+            epochs_per_checkpoint=every,
+            checkpoints=checkpoints,
+            report=log or Log(),
+        )
+
+
+def test_a_resumed_run_is_bit_identical(small_vae, pixels, tmp_path):
+    """Stopped at a checkpoint and started again in a new program; chunks cut differently."""
+    stack = members(seeds=(0, 7))
+    whole = run_fit(Trainer(small_vae(), SETTINGS, stack, pixels, 32), tmp_path / "a", 10)
+    run_fit(Trainer(small_vae(), SETTINGS, stack, pixels, 32), tmp_path / "b", 5)
+    log = Log()
+    resumed = run_fit(Trainer(small_vae(), SETTINGS, stack, pixels, 32), tmp_path / "b", 10, log)
+    assert [row[:2] for row in log.rows] == [(8, 3), (10, 2)]
+    assert_trees_equal(resumed, whole, rtol=0)
+
+
+def test_a_finished_run_is_not_trained_again(small_vae, pixels, tmp_path):
+    trainer = Trainer(small_vae(), SETTINGS, members(), pixels, 32)
+    first = run_fit(trainer, tmp_path, 5)
+    log = Log()
+    assert_trees_equal(run_fit(trainer, tmp_path, 5, log), first, rtol=0)
+    assert log.rows == []
+
+
+def test_a_checkpoint_is_not_overwritten_by_the_steps_after_it(small_vae, pixels, tmp_path):
+    """The state is donated to the next chunk while the save may still be writing."""
+    trainer = Trainer(small_vae(width=300), SETTINGS, members(), pixels, 32)
+    expected, _ = trained(trainer, 4)
+    run_fit(trainer, tmp_path, 8)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert_trees_equal(checkpoints.restore(4, trainer.state_shapes), expected, rtol=0)
+
+
+def test_divergence_names_the_step_and_the_last_good_checkpoint(small_vae, pixels, tmp_path):
+    data = pixels.copy()
+    trainer = Trainer(small_vae(), SETTINGS, members(), data, 32)
+    run_fit(trainer, tmp_path, 4)
+    bad = SETTINGS._replace(learning_rate=1e30, final_learning_rate=1e30)
+    trainer = Trainer(small_vae(), bad, members(), data, 32)
+    with pytest.raises(Diverged, match=rf"at step 1\d \(kappa=5, seed=0\).*{tmp_path}/4\b"):
+        run_fit(trainer, tmp_path, 12)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest == 4
+        state = checkpoints.restore(4, trainer.state_shapes)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
