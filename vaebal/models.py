@@ -151,5 +151,6 @@ def init_params(
     encoder["layer1"]["bias"] = -data_mean @ encoder["layer1"]["kernel"]
     decoder["out"]["bias"] = data_mean
     if kappa is not None:
-        decoder["first"]["kernel"] *= jnp.sqrt(model.latents / kappa)
+        # Divided as floats: int32 / int32 is float32 even under x64.
+        decoder["first"]["kernel"] *= jnp.sqrt(model.latents / jnp.asarray(kappa, float))
     return params
