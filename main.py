@@ -9,16 +9,7 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    os.path.join(os.path.dirname(os.path.abspath(__file__)), "configs", "digits_kappa.py"),
-    "The experiment; any field can be overridden, as in --config.train.epochs=10.",
-    lock_config=True,
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where the run lives; the same command there continues it. "
-    "Default: runs/ and the config's name."
-)  # fmt: skip
+DEFAULT_CONFIG = os.path.join(os.path.dirname(os.path.abspath(__file__)), "configs/digits_kappa.py")
 
 
 def main(argv: list[str]) -> int:
@@ -28,8 +19,8 @@ def main(argv: list[str]) -> int:
     try:
         if len(argv) > 1:
             raise InputError(f"Unexpected argument {argv[1]!r}: fields are set by --config.FIELD=.")
-        config = _CONFIG.value
-        run(config, _WORKDIR.value or os.path.join("runs", config.name))
+        config = flags.FLAGS.config
+        run(config, flags.FLAGS.workdir or os.path.join("runs", config.name))
     except (InputError, Diverged) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
@@ -37,13 +28,40 @@ def main(argv: list[str]) -> int:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """absl's parser, but a bad flag or field is one sentence and exit code 2."""
+    """Defines and parses the flags; a bad flag or field is one sentence and exit code 2."""
     try:
-        return flags.FLAGS(argv)
+        # Defining reads the config, and overrides from sys.argv, so it can fail as parsing can.
+        config_flags.DEFINE_config_file(
+            "config",
+            DEFAULT_CONFIG,
+            "The experiment; any field can be overridden, as in --config.train.epochs=10.",
+        )
+        flags.DEFINE_string(
+            "workdir",
+            None,
+            "Where the run lives; the same command there continues it. Default: runs/ and the "
+            "config's name.",
+        )
+        rest = flags.FLAGS(argv)
+        _ = flags.FLAGS.config.experiment  # a file that could not be loaded raises only here
+        return rest
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
-        text = str(error.args[0] if error.args else error)
-        print(f"error: {' '.join(text.split())}", file=sys.stderr)
+        print(f"error: {_one_sentence(error)} (--help lists the flags)", file=sys.stderr)
         sys.exit(2)
+
+
+def _one_sentence(error: BaseException) -> str:
+    cause = error
+    while cause.args and isinstance(cause.args[0], BaseException):
+        cause = cause.args[0]
+    lines = str(cause.args[0] if cause.args else cause).strip().splitlines()
+    if any("Traceback" in line for line in lines):
+        return lines[-1].partition(": ")[2]  # raised by the config file itself
+    if isinstance(error, OSError):
+        return f"--config: {lines[-1].strip()}"
+    if isinstance(cause, KeyError):  # ml_collections: the field, then a guess
+        return f"the config has no field {': '.join(lines)}"
+    return " ".join(lines)
 
 
 if __name__ == "__main__":

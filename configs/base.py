@@ -3,6 +3,13 @@
 import ml_collections
 
 
+def check_variant(name: str, variant: str, variants: tuple[str, ...]) -> None:
+    """Raises ValueError if the part of --config after ":" is not one of `variants`."""
+    if variant not in variants:
+        known = ", ".join(f"'{name}.py:{known}'" if known else f"'{name}.py'" for known in variants)
+        raise ValueError(f"{name} has no variant {variant!r}: use one of {known}.")
+
+
 def kappa_sweep(name: str) -> ml_collections.ConfigDict:
     """Every field of the sweep; configs/*.py change a few."""
     config = ml_collections.ConfigDict()

@@ -6,6 +6,7 @@ from configs import base
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    base.check_variant("mnist_kappa", variant, ("", "quick"))
     config = base.kappa_sweep("mnist_kappa")
     config.data.name = "mnist"
     config.model.kappas = (50, 100, 200, 400, 784)

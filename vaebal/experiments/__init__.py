@@ -1,6 +1,7 @@
 """Experiments: a config in, rows and a report out. Only this floor knows configs."""
 
 from collections.abc import Callable
+from typing import Any
 
 from vaebal.errors import InputError
 from vaebal.experiments import kappa_sweep
@@ -10,10 +11,10 @@ EXPERIMENTS: dict[str, Callable] = {
 }
 
 
-def run(config, workdir: str) -> None:
-    """Runs the experiment that `config.experiment` names, in `workdir`."""
+def run(config: Any, workdir: str) -> list[dict[str, Any]]:
+    """Runs the experiment that `config.experiment` names, in `workdir`; returns its rows."""
     if config.experiment not in EXPERIMENTS:
         raise InputError(
             f"experiment={config.experiment!r} does not exist: use one of {sorted(EXPERIMENTS)}."
         )
-    EXPERIMENTS[config.experiment](config, workdir)
+    return EXPERIMENTS[config.experiment](config, workdir)

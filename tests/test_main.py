@@ -1,0 +1,213 @@
+"""What a user meets at the command line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import digits_kappa
+from vaebal.errors import InputError
+from vaebal.experiments import run
+
+ROOT = Path(__file__).parent.parent
+
+
+def tiny(**changes) -> ConfigDict:
+    """The digits sweep made so small that it trains in seconds."""
+    config = digits_kappa.get_config()
+    fields = {
+        "model.kappas": (2, 3),
+        "model.skips": ("residual+affine", "none"),
+        "model.width": 8,
+        "train.seeds": (0, 1),
+        "train.epochs": 3,
+        "train.epochs_per_chunk": 2,
+        "train.epochs_per_checkpoint": 2,
+        "eval.nll_samples": 3,
+        "eval.pictures": 3,
+    }
+    config.update_from_flattened_dict(fields | changes)
+    return config
+
+
+def main(*arguments, workdir=None, **environment):
+    command = [sys.executable, str(ROOT / "main.py"), *arguments]
+    command += [f"--workdir={workdir}"] if workdir else []
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, timeout=300,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment}, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("--config.train.epoch=3", "no field 'epoch': Did you mean \"epochs\""),
+        ("--config.train.epochs=many", "train.epochs"),
+        ("--config.trian.epochs=3", "no field 'trian'"),
+        ("--config=configs/nothing.py", "No such file or directory: 'configs/nothing.py'"),
+        ("--config=configs/mnist_kappa.py:qick", "mnist_kappa has no variant 'qick'"),
+        ("--nope=1", "Unknown command line flag 'nope'"),
+        ("--config.model.kappas=(0,)", "model.kappas=(0,)"),
+    ],
+)
+def test_bad_arguments_are_one_sentence_and_exit_code_2(tmp_path, argument, said):
+    done = main(argument, workdir=tmp_path / "run")
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if "xla_bridge" not in line]
+    assert len(lines) == 1, done.stderr
+    assert said in lines[0]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("model.kappas", (0,), "model.kappas=(0,) must be integers of at least 1"),
+        ("model.kappas", (), "model.kappas=() must list at least one value"),
+        ("model.kappas", (3, 3), "none twice"),
+        ("model.skips", ("diagonal",), "model.skips=('diagonal',) must be among"),
+        ("model.encoder_layers", 1, "model.encoder_layers=1"),
+        ("model.activation", "rely", "model.activation='rely' must be one of"),
+        ("model.gamma", 0.0, "model.gamma=0.0 must be a finite number above 0"),
+        ("model.gamma", -1.0, "model.gamma=-1.0"),
+        ("train.gamma_rule", "fast", "train.gamma_rule='fast'"),
+        ("train.gamma_rate", float("nan"), "train.gamma_rate=nan"),
+        ("train.learning_rate", 0.0, "train.learning_rate=0.0"),
+        ("train.batch_size", 0, "train.batch_size=0 must be an integer"),
+        ("train.batch_size", 5000, "larger than the 1438 training images"),
+        ("train.epochs", 0, "train.epochs=0"),
+        ("train.seeds", (-1,), "train.seeds=(-1,)"),
+        ("eval.nll_samples", 0, "eval.nll_samples=0"),
+        ("experiment", "kapa_sweep", "experiment='kapa_sweep' does not exist"),
+    ],
+)
+def test_bad_fields_are_named_before_any_training(tmp_path, field, value, said):
+    with pytest.raises(InputError) as error:
+        run(tiny(**{field: value}), str(tmp_path / "run"))
+    message = str(error.value)
+    assert said in message
+    assert "\n" not in message
+    assert not (tmp_path / "run" / "members").exists()
+
+
+def test_unknown_data_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"data\.name=.digit. is not a known data set"):
+        run(tiny(**{"data.name": "digit"}), str(tmp_path))
+
+
+def test_an_unwritable_workdir_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        run(tiny(), str(tmp_path / "file" / "run"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One tiny sweep, run once for the tests below."""
+    path = tmp_path_factory.mktemp("sweep") / "run"
+    return path, run(tiny(), str(path))
+
+
+def test_a_sweep_leaves_rows_table_and_figures(finished):
+    path, rows = finished
+    assert [(r["skips"], r["kappa"], r["seed"]) for r in rows] == [
+        (skips, kappa, seed)
+        for skips in ("residual+affine", "none")
+        for kappa in (2, 3)
+        for seed in (0, 1)
+    ]
+    assert json.loads((path / "rows.json").read_text()) == rows
+    assert len((path / "rows.csv").read_text().splitlines()) == 1 + len(rows)
+    for name in ("sweep.png", "pictures.png"):
+        assert (path / name).read_bytes().startswith(b"\x89PNG")
+    table = (path / "table.md").read_text()
+    for said in ("2 seeds 0, 1", "3 epochs", "S = 3", "all 359 test images", '"width": 8', "jax"):
+        assert said in table
+    assert len(list((path / "tensorboard").iterdir())) == len(rows)
+
+
+def test_rows_are_consistent(finished):
+    """Identities between a row's numbers, each within its stated error."""
+    _, rows = finished
+    for row in rows:
+        # With one draw each, gamma d / 2 (log 2 pi gamma) + error / 2 gamma + KL is -ELBO.
+        nats = row["error_sampled"] / (2 * row["gamma"]) + 32 * np.log(2 * np.pi * row["gamma"])
+        assert nats + row["kl"] == pytest.approx(row["negative_elbo"], rel=1e-4)
+        assert row["nll"] < row["negative_elbo"] + 4 * row["negative_elbo_se"]
+        assert row["gamma_residual"] == pytest.approx(
+            row["gamma"] - row["error_sampled"] / 64, rel=1e-3
+        )
+        assert len(row["kl_per_dimension"]) == row["kappa"]
+        assert sum(row["kl_per_dimension"]) == pytest.approx(row["kl"], rel=1e-5)
+        assert row["informative"] <= row["kappa"]
+        assert row["active_0.001"] >= row["active_0.01"] >= row["active_0.1"]
+        assert row["test_images"] == 359
+
+
+def test_a_second_start_does_nothing_again(finished, monkeypatch, capsys):
+    path, rows = finished
+    monkeypatch.setattr("vaebal.experiments.kappa_sweep.make_trainer", None)  # would fail if called
+    assert run(tiny(), str(path)) == rows
+    assert capsys.readouterr().out.count("finished before") == 2
+
+
+def test_an_unfinished_member_alone_is_done_again(finished):
+    """A lost row comes back from the checkpoint, equal but for the time it took."""
+    path, rows = finished
+    lost = path / "members" / "none_kappa3_seed1" / "row.json"
+    lost.unlink()
+    again = run(tiny(), str(path))
+    for before, after in zip(rows, again, strict=True):
+        assert {k: v for k, v in before.items() if k != "train_seconds"} == {
+            k: v for k, v in after.items() if k != "train_seconds"
+        }
+
+
+def test_another_config_is_refused(finished):
+    path, _ = finished
+    with pytest.raises(InputError, match=r"train.epochs=3, and this one has train.epochs=4"):
+        run(tiny(**{"train.epochs": 4}), str(path))
+
+
+def test_a_finished_member_can_be_loaded(finished):
+    from vaebal.data import load
+    from vaebal.evaluation import posterior
+    from vaebal.experiments.kappa_sweep import load_member
+
+    path, rows = finished
+    model, params = load_member(tiny(), str(path), "none", 3, 1)
+    got = posterior(model, params, load("digits").test, seed=1, block=1000, kappa=3)
+    assert got.squared_error_mean.mean() == pytest.approx(rows[-1]["error_mean"], rel=1e-6)
+    with pytest.raises(InputError, match="not a member"):
+        load_member(tiny(), str(path), "none", 4, 1)
+
+
+def test_stacked_and_separate_members_agree(finished, tmp_path):
+    """The same sweep one member at a time: equal up to float32 rounding over its few steps."""
+    _, rows = finished
+    alone = run(tiny(**{"train.stack": "none"}), str(tmp_path / "run"))
+    for stacked, separate in zip(rows, alone, strict=True):
+        assert separate["error_mean"] == pytest.approx(stacked["error_mean"], rel=1e-3)
+        assert separate["nll"] == pytest.approx(stacked["nll"], rel=1e-3)
+
+
+def test_eight_devices_train_as_one(finished, tmp_path):
+    """The batch is shared by eight virtual devices; the numbers are those of one."""
+    flags = [f"--config.{k}={v}" for k, v in tiny().to_dict().items() if isinstance(v, str)]
+    for group in ("model", "train", "eval"):
+        flags += [f"--config.{group}.{k}={v}" for k, v in tiny()[group].items()]
+    done = main(
+        *flags, workdir=tmp_path / "run", XLA_FLAGS="--xla_force_host_platform_device_count=8"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "8 cpu device(s)" in done.stdout
+    sharded = json.loads((tmp_path / "run" / "rows.json").read_text())
+    for one, eight in zip(finished[1], sharded, strict=True):
+        assert eight["error_mean"] == pytest.approx(one["error_mean"], rel=1e-3)
+        assert eight["nll"] == pytest.approx(one["nll"], rel=1e-3)
