@@ -1,4 +1,9 @@
-"""Table 1: the kappa sweep on MNIST."""
+"""Table 1: the kappa sweep on MNIST.
+
+Command: python main.py --config=configs/mnist_kappa.py         (an accelerator)
+         python main.py --config=configs/mnist_kappa.py:quick   (two CPU cores)
+Cost: 45 runs of 400 epochs; quick, 15 runs of 12 epochs in under 25 minutes.
+"""
 
 import ml_collections
 
@@ -10,4 +15,19 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = base.kappa_sweep("mnist_kappa")
     config.data.name = "mnist"
     config.model.kappas = (50, 100, 200, 400, 784)
+    # gamma starts at the data's variance per pixel, the value total collapse would leave
+    # it at, and the posterior at a variance of exp(-3): all latents start informative,
+    # and are pruned as gamma falls. From gamma = 1 and sigma^2 = 1 the net with residual
+    # skips alone collapses (0 of 50 latents after 12 epochs at this width).
+    config.model.gamma = 0.067
+    config.model.log_var_init = -3.0
+    config.train.learning_rate = 2e-3
+    config.train.seeds = (0, 1, 2)
+    config.train.epochs = 400
+    if variant == "quick":
+        config.name = "mnist_kappa_quick"
+        config.train.seeds = (0,)
+        config.train.epochs = 12
+        config.train.epochs_per_checkpoint = 6
+        config.eval.nll_samples = 50
     return config

@@ -308,11 +308,12 @@ def random_start_ends(problems: list[Problem], latents: int, starts: int, seed: 
             return here, damping, steps + 1
 
         (_, value, slope), _, _ = jax.lax.while_loop(go_on, step, (at(flat), 1e-2, 0))
-        return value, jnp.abs(slope).max()
+        return value, slope
 
     data = (np.stack(field) for field in zip(*(p[:3] for p in problems), strict=True))
     with jax.enable_x64(True):
-        return jax.device_get(descend(start, *data))
+        energies, slopes = jax.device_get(descend(start, *data))
+    return energies, np.abs(slopes).max(-1)
 
 
 def test_no_random_start_ends_at_a_worse_minimum():
@@ -331,16 +332,22 @@ def test_no_random_start_ends_at_a_worse_minimum():
 # -------------------------------------------------------- stationary points
 
 
-def check_stationary_points(dim: int, latents: int, *, count: int, off_axes: bool, seed: int):
-    """Gradient, energy, Morse index and nullity of every point of `count` problems; the points."""
-    rng = np.random.default_rng(seed)
+@pytest.mark.parametrize(
+    ("dim", "latents", "count"),
+    [(6, 4, 15), (5, 3, 40), (4, 4, 40), (3, 3, 40), (3, 4, 40), (2, 4, 40)],
+)
+def test_stationary_points_by_dense_gradients_and_hessians(dim, latents, count):
+    """215 problems, every point of each: three in five with ties, one in five singular.
+
+    Gradient, energy, Morse index and nullity.
+    """
+    rng = np.random.default_rng(9)
     problems, points = [], []
     for number in range(count):
         problem = random_problem(rng, dim, KINDS[number % len(KINDS)])
-        mean, cov, gamma, _ = problem
-        of_problem = affine_stationary_points(mean, cov, latents, gamma, off_axes=off_axes)
-        points.extend(of_problem)
+        points.extend(affine_stationary_points(problem.mean, problem.cov, latents, problem.gamma))
         problems.extend([problem] * (len(points) - len(problems)))
+    assert not all(point.axis_aligned for point in points)
     gradients, eigenvalues = dense_check(problems, points, block=128)
     assert gradients.max() < 1e-8
     for problem, point, spectrum in zip(problems, points, eigenvalues, strict=True):
@@ -348,27 +355,6 @@ def check_stationary_points(dim: int, latents: int, *, count: int, off_axes: boo
         assert bool(point.degenerate) == (point.nullity > 0)
         energy = affine_energy(point.params, *problem[:3])
         assert point.energy == pytest.approx(energy, rel=1e-10, abs=1e-10)
-    return points
-
-
-def test_axis_aligned_points_by_dense_gradients_and_hessians():
-    points = check_stationary_points(6, 4, count=40, off_axes=False, seed=9)
-    assert len(points) > 500
-    assert all(point.axis_aligned for point in points)
-
-
-@pytest.mark.parametrize(("dim", "latents"), [(5, 3), (4, 4), (6, 2), (3, 3), (3, 4), (2, 4)])
-def test_all_stationary_points_by_dense_gradients_and_hessians(dim, latents):
-    """35 problems of each shape, 210 in all: three in five with ties, one in five singular."""
-    points = check_stationary_points(dim, latents, count=35, off_axes=True, seed=10)
-    assert not all(point.axis_aligned for point in points)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("dim", "latents"), [(6, 4), (5, 4), (6, 3)])
-def test_thousands_of_stationary_points_by_dense_gradients_and_hessians(dim, latents):
-    points = check_stationary_points(dim, latents, count=30, off_axes=True, seed=11)
-    assert len(points) > 2000
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -478,14 +464,15 @@ def test_no_stationary_point_is_missing():
                 return flat - move * jnp.minimum(1, 0.5 / length), None
 
             flat, _ = jax.lax.scan(step, flat, None, length=150)
-            return profile(flat), jnp.abs(jax.grad(profile)(flat)).max(), jnp.abs(flat).max()
+            return flat, *jax.value_and_grad(profile)(flat)
 
         scale = np.exp(rng.uniform(-1.5, 0.0, (starts, 1))) * math.sqrt(np.trace(cov) / dim)
         with jax.enable_x64(True):
-            found, residual, size = jax.device_get(
+            ends, found, slopes = jax.device_get(
                 find_root(scale * rng.standard_normal((starts, dim * latents)))
             )
-        found = found[(residual < 1e-10) & (size < 1e3)]  # the slope vanishes at infinity, too
+        # The slope vanishes at infinity, too.
+        found = found[(np.abs(slopes).max(1) < 1e-10) & (np.abs(ends).max(1) < 1e3)]
         assert len(found) > starts / 5
         points = list(affine_stationary_points(mean, cov, latents, gamma))
         listed = np.array([point.energy for point in points])

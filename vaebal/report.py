@@ -64,7 +64,7 @@ def with_spread(values: Sequence[float], digits: int) -> str:
     mean, spread = mean_and_spread(values)
     if spread is None:
         return number(mean, digits)
-    return f"{number(mean, digits)} ± {number(spread, digits)}"
+    return f"{number(mean, digits)} ± {spread:.{digits}f}"
 
 
 def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:

@@ -152,7 +152,10 @@ def draw_sweep(rows: Sequence[Row]) -> plt.Figure:
             axis.plot(*zip(*theirs, strict=True), "k--", marker="s", markersize=3, label="paper")
         if name in ("informative", "active_0.01"):
             axis.plot(kappas, kappas, color="0.7", linewidth=1, zorder=0, label="all κ")
-            axis.set_yscale("symlog", linthresh=10)
+            # Linear below the least kappa, so that zero can be seen, and logarithmic above.
+            axis.set_yscale("symlog", linthresh=min(kappas), base=2)
+            axis.set_yticks([0, *kappas], map(str, [0, *kappas]))
+            axis.set_ylim(-0.15 * min(kappas), 1.2 * max(kappas))
         axis.set_xscale("log", base=2)
         axis.set_xticks(kappas, map(str, kappas))
         axis.minorticks_off()
