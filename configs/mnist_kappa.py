@@ -21,7 +21,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     # skips alone collapses (0 of 50 latents after 12 epochs at this width).
     config.model.gamma = 0.067
     config.model.log_var_init = -3.0
-    config.train.learning_rate = 2e-3
+    config.train.learning_rate = 3e-3
     config.train.seeds = (0, 1, 2)
     config.train.epochs = 400
     if variant == "quick":
