@@ -76,7 +76,7 @@ def test_the_paper_is_not_credited_with_results_for_a_net_it_does_not_report():
 def test_the_papers_table_is_transcribed_right():
     """Rec. Err., NLL and active dimensions of Table 1; the sums guard against a slip."""
     values = np.array(list(kappa_report.PAPER.values()))
-    np.testing.assert_allclose(values.sum(0), [15.49, -3162, 89])
+    np.testing.assert_allclose(values.sum(0), [16.49, -3162, 89])
     assert list(kappa_report.PAPER) == [50, 100, 200, 400, 784]
 
 
