@@ -48,6 +48,8 @@ direction of descent (turn two of its columns towards each other: C stays, sum l
 falls), any axis-aligned point but the top min(a, kappa) directions has one too:
 Theorem 1. The encoder's block of the full Hessian is positive definite, so that the
 full Hessian in (W_x, b_x, W_z, b_z, log s^2) has as many negative eigenvalues as F's.
+The paper states the theorem; this list of all stationary points and this count are
+derived here, and held against dense Hessians and root finders by the tests.
 """
 
 import dataclasses
@@ -559,7 +561,10 @@ class StationaryPoint:
 
     @property
     def directions(self) -> tuple[int, ...]:
-        """The eigenvectors that the columns span, group by group; on the axes, column by column."""
+        """Which eigenvectors the columns span, 0 for the largest eigenvalue.
+
+        On the axes one for each nonzero column, left to right; else group by group.
+        """
         return tuple(itertools.chain.from_iterable(group.directions for group in self.groups))
 
     @property
@@ -569,7 +574,7 @@ class StationaryPoint:
 
     @property
     def params(self) -> AffineVAE:
-        """The parameters, float64."""
+        """The parameters; the gradient there is 0 to rounding, which grows with lambda / gamma."""
         of = self._landscape
         W_x = np.zeros((len(of.mean), of.kappa))
         start = 0

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -214,17 +215,7 @@ def write(config: Any, path: Path, rows: Sequence[Row], pictures: dict, images: 
         f"Versions: {', '.join(f'{k} {v}' for k, v in versions().items())}.\n\n"
         f"```json\n{json.dumps(config.to_dict(), indent=1)}\n```\n",
     )
-    console = Console()
-    shown = Table(title=f"κ sweep on {images.name}", title_justify="left")
-    for index, name in enumerate(header):
-        shown.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
-    previous = None
-    for line in body:
-        if previous not in (None, line[0]):
-            shown.add_section()
-        shown.add_row(*line)
-        previous = line[0]
-    console.print(shown)
+    print_table(header, body, f"κ sweep on {images.name}")
     print(f"{foot}\n")
     print(f"table {path / 'table.md'}\nfigures {path / 'sweep.png'} {path / 'pictures.png'}")
     print(f"\n{sentence(rows)}")
