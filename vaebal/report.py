@@ -3,12 +3,15 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
 from vaebal.checkpoints import write_atomically
 
@@ -81,6 +84,25 @@ def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return "\n".join([line(header), line(rule), *(line(row) for row in body)])
+
+
+def print_table(
+    header: Sequence[str],
+    body: Sequence[Sequence[str]],
+    title: str,
+    without: Collection[str] = (),
+) -> None:
+    """A table for the terminal, less the columns `without`; rows grouped by their first cell."""
+    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    columns = [index for index, name in enumerate(header) if name not in without]
+    for index in columns:
+        shown.add_column(header[index], justify="right" if index else "left", no_wrap=True)
+    for index, line in enumerate(body):
+        last = index + 1 == len(body) or body[index + 1][0] != line[0]
+        shown.add_row(*(line[column] for column in columns), end_section=last)
+    # Without a terminal, and in one too narrow, long lines beat folded cells.
+    width = max(Console().width, Console(width=1000).measure(shown).maximum)
+    Console(width=width).print(shown)
 
 
 def save_figure(draw: Callable[[], plt.Figure], path: Path) -> None:

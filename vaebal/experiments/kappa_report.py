@@ -10,9 +10,6 @@ from typing import Any
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from vaebal import report
 from vaebal.checkpoints import write_atomically
@@ -215,7 +212,12 @@ def write(config: Any, path: Path, rows: Sequence[Row], pictures: dict, images: 
         f"Versions: {', '.join(f'{k} {v}' for k, v in versions().items())}.\n\n"
         f"```json\n{json.dumps(config.to_dict(), indent=1)}\n```\n",
     )
-    print_table(header, body, f"κ sweep on {images.name}")
+    report.print_table(
+        header,
+        body,
+        f"κ sweep on {images.name}",
+        without=("Rec. Err. (sampled z)", "active > .1", "γ − E‖x−x̂‖²/d"),
+    )
     print(f"{foot}\n")
     print(f"table {path / 'table.md'}\nfigures {path / 'sweep.png'} {path / 'pictures.png'}")
     print(f"\n{sentence(rows)}")
