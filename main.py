@@ -6,13 +6,14 @@ python main.py --config=configs/mnist_kappa.py --workdir=runs/mnist
 import os
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 DEFAULT_CONFIG = os.path.join(os.path.dirname(os.path.abspath(__file__)), "configs/digits_kappa.py")
 
 
 def main(argv: list[str]) -> int:
+    logging.set_verbosity(logging.WARNING)  # JAX tells of every accelerator it does not find
     from vaebal.errors import Diverged, InputError
     from vaebal.experiments import run
 
