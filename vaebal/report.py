@@ -91,15 +91,17 @@ def print_table(
     body: Sequence[Sequence[str]],
     title: str,
     without: Collection[str] = (),
+    *,
+    grouped: bool = True,
 ) -> None:
-    """A table for the terminal, less the columns `without`; rows grouped by their first cell."""
+    """A table for the terminal, less the columns `without`; `grouped` by the first cell."""
     shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     columns = [index for index, name in enumerate(header) if name not in without]
     for index in columns:
         shown.add_column(header[index], justify="right" if index else "left", no_wrap=True)
     for index, line in enumerate(body):
         last = index + 1 == len(body) or body[index + 1][0] != line[0]
-        shown.add_row(*(line[column] for column in columns), end_section=last)
+        shown.add_row(*(line[column] for column in columns), end_section=grouped and last)
     # Without a terminal, and in one too narrow, long lines beat folded cells.
     width = max(Console().width, Console(width=1000).measure(shown).maximum)
     Console(width=width).print(shown)

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 from vaebal.errors import InputError
-from vaebal.experiments import kappa_sweep
+from vaebal.experiments import kappa_sweep, theorem1
 
 EXPERIMENTS: dict[str, Callable] = {
     "kappa_sweep": kappa_sweep.run,
+    "theorem1": theorem1.run,
 }
 
 
