@@ -29,15 +29,15 @@ def get_config() -> ml_collections.ConfigDict:
     linear.seeds = (0, 1, 2, 3, 4)  # of the data and the starts
     linear.starts = 6  # random decoders; the one that ends lowest counts
     linear.examples = 60
-    linear.dim = 12
+    linear.dim = 10
     linear.rank = 3
     linear.steps = 5000
     # Smoothing eps of h(u + eps), in units of the data's mean square norm: the homotopy
     # falls from start to end, the comparison is at its end from the first step.
     linear.smoothing_start = 1.0
     linear.smoothing_end = 1e-14
-    linear.zero_error = 1e-6  # of the data's mean square
-    linear.active_share = 1e-6  # of the largest row's mean square
+    linear.zero_error = 1e-9  # of the data's mean square
+    linear.active_share = 1e-6  # of the data's mean square norm
 
     config.power = ml_collections.ConfigDict()  # u^p, on the linear part's data
     config.power.exponents = (0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8, 0.9, 1.0)
@@ -59,6 +59,8 @@ def get_config() -> ml_collections.ConfigDict:
     digits.smoothing_start = 1.0
     digits.smoothing_end = 1e-8
     digits.smoothing_share = 0.7  # of the steps, over which it falls
-    digits.zero_error = 1e-3
-    digits.active_share = 1e-3
+    # Started where the homotopy ends, too: what it is good for.
+    digits.without_homotopy = ("sqrt(u)", "log(u+1e-6)")
+    digits.zero_error = 1e-3  # of the pixels' variance
+    digits.active_share = 1e-4  # of the images' variance
     return config

@@ -290,8 +290,8 @@ def _write(
         f"Data: covariance with eigenvalues {tuple(config.data.eigenvalues)}, κ = "
         f"{config.model.kappa}, γ = {config.model.gamma:g}; float64. Energies L are in eq. 3's "
         "units (twice −ELBO in nats, less constants), L* the least. Directions are numbered by "
-        "falling eigenvalue; points that differ by order and sign of columns count once, with their number "
-        "of copies. The index is the number of negative curvatures in all parameters: predicted "
+        "falling eigenvalue; points that differ by order and sign of columns count once, with "
+        "their number of copies. The index is the number of negative curvatures in all parameters: predicted "
         "by counting, and measured on the dense Hessian."
     )
     report.write_rows(rows, path, "rows")
