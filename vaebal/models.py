@@ -148,7 +148,8 @@ def init_params(
     x, eps = jnp.zeros((1, model.outputs)), jnp.zeros((1, model.latents))
     params = model.init(key, x, eps, kappa)["params"]
     encoder, decoder = params["encoder"], params["decoder"]
-    encoder["layer1"]["bias"] = -data_mean @ encoder["layer1"]["kernel"]
+    first = encoder["layer1" if "layer1" in encoder else "mean"]  # affine: only heads
+    first["bias"] = -data_mean @ first["kernel"]
     decoder["out"]["bias"] = data_mean
     if kappa is not None:
         # Divided as floats: int32 / int32 is float32 even under x64.

@@ -291,8 +291,8 @@ def _write(
         f"{config.model.kappa}, γ = {config.model.gamma:g}; float64. Energies L are in eq. 3's "
         "units (twice −ELBO in nats, less constants), L* the least. Directions are numbered by "
         "falling eigenvalue; points that differ by order and sign of columns count once, with "
-        "their number of copies. The index is the number of negative curvatures in all parameters: predicted "
-        "by counting, and measured on the dense Hessian."
+        "their number of copies. The index is the number of negative curvatures in all "
+        "parameters: predicted by counting, and measured on the dense Hessian."
     )
     report.write_rows(rows, path, "rows")
     write_atomically(path / "paths.json", json.dumps(ways, indent=1) + "\n")

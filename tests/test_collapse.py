@@ -1,0 +1,146 @@
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vaebal import collapse as c
+from vaebal.models import GaussianVAE, init_params, latent_noise, mlp_vae
+from vaebal.nets import MLPEncoder, ResidualDecoder
+from vaebal.streams import stream
+
+
+def build(pixels, *, layers=3, blocks=2, width=7, activation=jnp.tanh, residual=True, affine=True,
+          head_bias=True, gamma=0.05):  # fmt: skip
+    """A float64 model of the digits-like `pixels`, every weight and bias away from its start."""
+    outputs = pixels.shape[1]
+    model = GaussianVAE(
+        encoder=MLPEncoder(4, width, layers, activation, head_bias=head_bias),
+        decoder=ResidualDecoder(outputs, width, blocks, activation, residual, 1.0),
+        latents=4, outputs=outputs, affine_skip=affine, gamma=gamma,
+    )  # fmt: skip
+    x = jnp.asarray(np.float64(pixels))
+    params = init_params(model, stream(0, "init"), x.mean(0))
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    params = unravel(flat + 0.1 * jax.random.normal(stream(1, "test"), flat.shape))
+    return model, params, x, latent_noise(stream(2, "test"), len(x), 4)
+
+
+def gradients_of(*arguments, **options):
+    """As Python floats: float64 arrays must not leave x64."""
+    return {name: float(v) for name, v in c.latent_gradients(*arguments, **options).items()}
+
+
+@pytest.mark.parametrize("activation", [jnp.tanh, jax.nn.relu, jax.nn.silu])
+@pytest.mark.parametrize(("layers", "blocks", "width"), [(1, 1, 3), (3, 2, 7), (6, 3, 5)])
+@pytest.mark.parametrize("head_bias", [True, False])
+def test_the_gradients_vanish_in_expectation(pixels, activation, layers, blocks, width, head_bias):
+    with jax.enable_x64(True):
+        model, params, x, eps = build(
+            pixels, activation=activation, layers=layers, blocks=blocks, width=width,
+            head_bias=head_bias,
+        )  # fmt: skip
+        scale = max(gradients_of(model, params, x, eps, 1).values())
+        gradients = gradients_of(model, c.collapse(params, 1), x, eps, 1)
+    assert set(gradients) == {"/".join(names) for names in c.LATENT_WEIGHTS}
+    assert scale > 1e-2
+    assert max(gradients.values()) < 1e-12 * max(1.0, float(scale))
+
+
+def test_live_biases_break_all_of_the_claims(pixels):
+    with jax.enable_x64(True):
+        model, params, x, eps = build(pixels)
+        gradients = gradients_of(model, c.collapse(params, 1, biases=False), x, eps, 1)
+    assert min(gradients.values()) > 1e-4
+
+
+def test_one_draw_does_not_vanish_in_the_decoder(pixels):
+    with jax.enable_x64(True):
+        model, params, x, eps = build(pixels)
+        gradients = gradients_of(model, c.collapse(params, 1), x, eps, 1, antithetic=False)
+    assert gradients["decoder/first/kernel"] > 1e-3
+    assert gradients["encoder/mean/kernel"] < 1e-12
+
+
+def test_the_affine_skip_must_collapse_too(pixels):
+    """With eq. 5 a live column of W_x keeps the encoder's gradient alive."""
+    with jax.enable_x64(True):
+        model, params, x, eps = build(pixels)
+        collapsed = c.collapse(params, 1)
+        collapsed["affine"]["kernel"] = params["affine"]["kernel"]
+        gradients = gradients_of(model, collapsed, x, eps, 1)
+    assert gradients["encoder/mean/kernel"] > 1e-4
+
+
+def test_collapsing_one_latent_leaves_the_others(pixels):
+    with jax.enable_x64(True):
+        model, params, x, _ = build(pixels)
+        collapsed = c.collapse(params, 2)
+        posterior = model.apply({"params": collapsed}, x, method="encode")
+        before = model.apply({"params": params}, x, method="encode")
+    for after, was in zip(posterior, before, strict=True):
+        np.testing.assert_array_equal(after[:, 2], 0)
+        np.testing.assert_array_equal(np.delete(after, 2, 1), np.delete(was, 2, 1))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("gamma", [0.01, 0.3])
+def test_the_predicted_curvature_is_the_hessians(pixels, affine, gamma):
+    """The least eigenvalue of the dense Hessian in latent j's weights, antithetic in eps."""
+    with jax.enable_x64(True):
+        model, params, x, _ = build(pixels, affine=affine, gamma=gamma)
+        params = c.collapse(params)
+        at_zero = model.apply({"params": params}, jnp.zeros((1, 4)), method="decode")[0]
+        params["decoder"]["out"]["bias"] += x.mean(0) - at_zero
+        layers = params["encoder"]
+        h = x
+        for i in (1, 2):
+            h = jnp.tanh(h @ layers[f"layer{i}"]["kernel"] + layers[f"layer{i}"]["bias"][None, :])
+        features = jnp.concatenate([h, jnp.ones((len(x), 1))], axis=1)
+        predicted, explained = c.escape_curvature(model, params, x, features)
+
+        # One latent's weights: decoder row, affine row, mean head column and bias.
+        parts = [params["decoder"]["first"]["kernel"][1], layers["mean"]["kernel"][:, 1]]
+        parts += [layers["mean"]["bias"][1:2]]
+        parts += [params["affine"]["kernel"][1]] if affine else []
+        flat, unravel = jax.flatten_util.ravel_pytree(parts)
+        # z_j = mu_j + eps_j with E eps_j = 0, E eps_j^2 = 1: the pair +-1 has these moments.
+        eps = jnp.zeros((len(x), 4)).at[:, 1].set(1.0)
+
+        def loss(flat):
+            first, mean, bias, *skip = unravel(flat)
+            moved = jax.tree.map(lambda leaf: leaf, params)
+            moved["decoder"]["first"]["kernel"] = (
+                moved["decoder"]["first"]["kernel"].at[1].set(first)
+            )
+            moved["encoder"]["mean"]["kernel"] = (
+                moved["encoder"]["mean"]["kernel"].at[:, 1].set(mean)
+            )
+            moved["encoder"]["mean"]["bias"] = moved["encoder"]["mean"]["bias"].at[1].set(bias[0])
+            if skip:
+                moved["affine"]["kernel"] = moved["affine"]["kernel"].at[1].set(skip[0])
+            return c.antithetic_loss(model, moved, x, eps, 1)
+
+        curvatures = jnp.linalg.eigvalsh(jax.jit(jax.hessian(loss))(flat))
+    assert float(predicted) == pytest.approx(float(curvatures[0]), rel=1e-8, abs=1e-10)
+    assert (float(explained) > 1) == (float(curvatures[0]) < -1e-9)
+
+
+def test_the_affine_model_escapes_where_its_largest_variance_exceeds_gamma():
+    """An affine encoder explains all the variance: Theorem 1's condition lambda_1 > gamma."""
+    with jax.enable_x64(True):
+        x = jax.random.normal(stream(0, "test"), (400, 5)) * jnp.sqrt(
+            jnp.asarray([[3.0, 1, 0.5, 0.2, 0.1]])
+        )
+        x -= x.mean(0)[None, :]
+        top = jnp.linalg.eigvalsh(x.T @ x / 400)[-1]
+        features = jnp.concatenate([x, jnp.ones((400, 1))], axis=1)
+        for factor in (0.99, 1.01):
+            model = mlp_vae(
+                outputs=5, latents=2, width=3, encoder_layers=1, decoder_blocks=1,
+                activation=jnp.tanh, residual=True, affine_skip=True, gamma=float(top * factor),
+            )  # fmt: skip
+            params = c.collapse(init_params(model, stream(0, "init"), x.mean(0)))
+            curvature, explained = c.escape_curvature(model, params, x, features)
+            assert float(explained) == pytest.approx(1 / factor, rel=1e-8)
+            assert (float(curvature) < -1e-9) == (factor < 1)
