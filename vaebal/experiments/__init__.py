@@ -4,11 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 from vaebal.errors import InputError
-from vaebal.experiments import kappa_sweep, theorem1
+from vaebal.experiments import kappa_sweep, theorem1, theorem3
 
 EXPERIMENTS: dict[str, Callable] = {
     "kappa_sweep": kappa_sweep.run,
     "theorem1": theorem1.run,
+    "theorem3": theorem3.run,
 }
 
 
