@@ -59,15 +59,15 @@ class Progress(contextlib.AbstractContextManager):
             self._name.replace("[", r"\["), total=epochs, text="compiling"
         )
         self._writers = [SummaryWriter(str(self._directory / member)) for member in members]
-        self._last_line = time.perf_counter()
-        self._epochs = epochs
+        self._begun = self._last_line = time.perf_counter()
+        self._epochs, self._text = epochs, ""
 
     def reporter(self, images_per_epoch: int) -> Report:
         """A `report` for `training.fit`, for members that see so many images an epoch."""
 
         def report(epoch: int, epochs: int, metrics: EpochMetrics, seconds: float) -> None:
             rate = images_per_epoch * epochs * len(self._writers) / seconds
-            text = f"{describe(metrics)}  {rate:,.0f} images/s"
+            text = self._text = f"{describe(metrics)}  {rate:,.0f} images/s"
             self._bar.update(self._task, completed=epoch, text=text)
             for index, writer in enumerate(self._writers):
                 for name, values in metrics._asdict().items():
@@ -85,8 +85,14 @@ class Progress(contextlib.AbstractContextManager):
         if self._task is not None:
             self._bar.update(self._task, text=text)
 
+    def done(self) -> None:
+        """The program's members are written: leaves one line that says how they ended."""
+        seconds = time.perf_counter() - self._begun
+        self._say(f"{self._name}: done in {seconds:.0f} s  {self._text}")
+        self.finish()
+
     def finish(self) -> None:
-        """The program's members are written."""
+        """Puts the bar and the writers away, also after an error."""
         for writer in self._writers:
             writer.close()
         self._writers = []

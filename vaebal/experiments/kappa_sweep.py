@@ -237,7 +237,7 @@ def _run_stack(
         np.savez(pictures, **draw_pictures(config, model, params, cell, test))
         # The row last: its presence says that the member is finished.
         write_atomically(_row_path(path, cell), json.dumps(row, indent=1) + "\n")
-    progress.finish()
+    progress.done()
 
 
 def evaluate(
