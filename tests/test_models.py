@@ -169,3 +169,32 @@ def test_the_gradient_of_the_terms_with_respect_to_z_is_one_grad_away(small_vae,
     step = 1e-2
     slope = (error(z + step * direction) - error(z - step * direction)) / (2 * step)
     np.testing.assert_allclose((jax.grad(error)(z) * direction).sum(), slope, rtol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(7, 3), (3, 7), (40, 2)])
+def test_the_dense_layers_gradients_are_jaxs_own(shape):
+    """Value, gradient and Hessian-vector product of the layer equal those of a plain product."""
+    from vaebal.nets import dense
+
+    with jax.enable_x64(True):
+        x = jax.random.normal(jax.random.key(0), (5, shape[0]))
+        layer = dense(shape[1])
+        params = layer.init(jax.random.key(1), x)
+        direction = jax.tree.map(jnp.cos, params)
+
+        def ours(params, x):
+            return jnp.tanh(layer.apply(params, x)).sum()
+
+        def plain(params, x):
+            return jnp.tanh(x @ params["params"]["kernel"] + params["params"]["bias"][None]).sum()
+
+        def everything(loss):
+            gradient = jax.grad(loss, argnums=(0, 1))
+            product = jax.jvp(lambda p: gradient(p, x), (params,), (direction,))
+            return loss(params, x), product
+
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14),
+            everything(ours),
+            everything(plain),
+        )
