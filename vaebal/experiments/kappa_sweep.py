@@ -148,9 +148,10 @@ def stack_name(cells: Sequence[Cell]) -> str:
 def run(config: Any, workdir: str) -> list[dict[str, Any]]:
     """Trains, evaluates and reports every cell; what `workdir` holds already is not done again."""
     check(config)
-    path = open_workdir(workdir, config.to_dict())
     images = load(config.data.name, config.data.dir)
     check_against_data(config, images)
+    # After all that can be refused: a workdir holds no config that never ran.
+    path = open_workdir(workdir, config.to_dict())
     groups = stacks(config, images.dim)
     cells = list(itertools.chain(*groups))
     print(
