@@ -26,7 +26,7 @@ def kappa_sweep(name: str) -> ml_collections.ConfigDict:
     model.width = 512
     model.encoder_layers = 6  # the two heads are the sixth
     model.decoder_blocks = 3  # of two layers each
-    # Smooth: with relu the same net stays at PCA's error for tens of epochs.
+    # Smooth: with relu and the affine skip the MNIST net stays at PCA's error for 12 epochs.
     model.activation = "silu"
     model.branch_scale = 0.0  # residual blocks start as the identity
     model.log_var_init = 0.0  # the posterior starts at the prior's variance
