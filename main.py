@@ -14,6 +14,8 @@ DEFAULT_CONFIG = os.path.join(os.path.dirname(os.path.abspath(__file__)), "confi
 
 def main(argv: list[str]) -> int:
     logging.set_verbosity(logging.WARNING)  # JAX tells of every accelerator it does not find
+    # Figures are written, not shown; importing vaebal in a notebook leaves its backend alone.
+    os.environ.setdefault("MPLBACKEND", "Agg")
     from vaebal.errors import Diverged, InputError
     from vaebal.experiments import run
 

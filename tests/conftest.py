@@ -1,11 +1,14 @@
 """Shared by all tests: small problems, and JAX set to refuse what is usually a mistake."""
 
+import os
+
 import jax
 import numpy as np
 import pytest
 
 from vaebal.models import mlp_vae
 
+os.environ.setdefault("MPLBACKEND", "Agg")
 # A [B, 1] against a [B] is a bug here, never a convenience.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Tests compile far more than they compute.

@@ -7,16 +7,13 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from vaebal.checkpoints import write_atomically
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 Row = dict[str, Any]
 
