@@ -8,9 +8,11 @@ import dataclasses
 import functools
 import gzip
 import hashlib
+import math
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -20,28 +22,41 @@ from jax import Array
 
 from vaebal.errors import InputError
 from vaebal.streams import stream
+from vaebal.units import to_unit_pixels
+
+
+# Stored rows [B, ...] -> images [B, D] in [0, 1]; jit-able, and equal functions compare equal.
+Decode = Callable[[Array], Array]
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageSet:
-    """Two splits of flattened images.
+    """Two splits of stored images.
 
     Attributes:
       name: what it is, for reports.
-      train: [N, D], uint8 in 0..255 or float32 in [0, 1].
-      test: [M, D], same type.
+      train: [N, ...] rows as stored: flat pixels [N, D], uint8 in 0..255 or float32 in [0, 1],
+        or whatever else `decode` turns into pixels.
+      test: [M, ...], same type.
       image_shape: (height, width, channels), product D.
+      decode: rows -> x [B, D] in [0, 1].
     """
 
     name: str
     train: np.ndarray
     test: np.ndarray
     image_shape: tuple[int, int, int]
+    decode: Decode = to_unit_pixels
 
     @property
     def dim(self) -> int:
         """D."""
-        return self.train.shape[1]
+        return math.prod(self.image_shape)
+
+
+def mean_image(rows: Array, decode: Decode = to_unit_pixels, block: int = 256) -> Array:
+    """x_bar [D] of stored rows [N, ...], a block of images at a time."""
+    return jax.lax.map(lambda row: decode(row[None])[0], rows, batch_size=block).mean(0)
 
 
 def load(name: str, directory: str = "") -> ImageSet:

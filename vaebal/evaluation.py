@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 from scipy import stats
 
+from vaebal.data import Decode
 from vaebal.gaussians import isotropic_nll, reparameterise
 from vaebal.models import GaussianVAE, latent_noise
 from vaebal.objectives import gaussian_vae_terms
@@ -52,13 +53,13 @@ def _blocks(images: Array, block: int) -> tuple[Array, int]:
     return filled.reshape(-1, block, *images.shape[1:]), size
 
 
-@functools.partial(jax.jit, static_argnames=("model", "block"))
-def _posterior(model: GaussianVAE, params, kappa, images, seed, block: int):
+@functools.partial(jax.jit, static_argnames=("model", "block", "decode"))
+def _posterior(model: GaussianVAE, params, kappa, images, seed, block: int, decode: Decode):
     blocks, size = _blocks(images, block)
 
     def one(_, index_and_images):
         index, stored = index_and_images
-        x = to_unit_pixels(stored)
+        x = decode(stored)
         eps = latent_noise(stream(seed, "evaluation/posterior", index), block, model.latents)
         outputs = model.apply({"params": params}, x, eps, kappa)
         terms = gaussian_vae_terms(x, outputs)
@@ -87,23 +88,27 @@ def posterior(
     seed: int,
     block: int,
     kappa: int | None = None,
+    decode: Decode = to_unit_pixels,
 ) -> Posterior:
-    """One pass over `images` [N, D], in blocks of `block` examples."""
+    """One pass over `images` [N, ...] (stored rows of `decode`), in blocks of `block` examples."""
     kappa = model.latents if kappa is None else kappa
+    block = min(block, len(images))
     return Posterior(
-        *jax.device_get(_posterior(model, params, kappa, images, seed, min(block, len(images))))
+        *jax.device_get(_posterior(model, params, kappa, images, seed, block, decode))
     )
 
 
-@functools.partial(jax.jit, static_argnames=("model", "samples", "block"))
-def _log_weights(model: GaussianVAE, params, kappa, images, seed, samples: int, block: int):
+@functools.partial(jax.jit, static_argnames=("model", "samples", "block", "decode"))
+def _log_weights(
+    model: GaussianVAE, params, kappa, images, seed, samples: int, block: int, decode: Decode
+):
     blocks, size = _blocks(images, block)
     variables = {"params": params}
     mask = model.latent_mask(kappa)
 
     def one_block(_, index_and_images):
         index, stored = index_and_images
-        x = to_unit_pixels(stored)
+        x = decode(stored)
         mean, log_var = model.apply(variables, x, kappa, method="encode")
         log_gamma = model.apply(variables, method="log_gamma")
 
@@ -138,13 +143,14 @@ def importance_weighted_nll(
     seed: int,
     block: int,
     kappa: int | None = None,
+    decode: Decode = to_unit_pixels,
 ) -> tuple[np.ndarray, np.ndarray]:
     """-log p(x) by S importance samples from q(z|x) (Burda et al., 2016).
 
     The samples are streamed: memory does not grow with S.
 
     Args:
-      images: [N, D].
+      images: [N, ...], stored rows of `decode`.
       samples: S.
       block: examples decoded at a time; part of the draw's name, so it belongs to the number.
 
@@ -155,7 +161,7 @@ def importance_weighted_nll(
     kappa = model.latents if kappa is None else kappa
     block = min(block, len(images))
     log_sum, log_sum_of_squares = jax.device_get(
-        _log_weights(model, params, kappa, images, seed, samples, block)
+        _log_weights(model, params, kappa, images, seed, samples, block, decode)
     )
     return np.log(samples) - log_sum, np.exp(2 * log_sum - log_sum_of_squares)
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from vaebal.convnets import ConvDecoder, ConvEncoder, InfoGANDecoder, InfoGANEncoder, pyramid
 from vaebal.gaussians import reparameterise
 from vaebal.nets import Activation, MLPEncoder, ResidualDecoder, dense
 
@@ -130,16 +131,72 @@ def mlp_vae(
     )
 
 
+def conv_vae(
+    *,
+    image_shape: tuple[int, int, int],
+    latents: int,
+    patch: int,
+    width: int,
+    blocks: int,
+    activation: Activation,
+    residual: bool,
+    affine_skip: bool,
+    log_var_init: float = 0.0,
+    gamma: float | None = None,
+    gamma_init: float = 1.0,
+) -> GaussianVAE:
+    """The network for images of 32, 64, 128 px: residual encoder and its mirror as decoder.
+
+    Args:
+      patch: side of the patches the first layer reads; width: channels of the finest scale.
+      blocks: residual blocks at each scale.
+      residual: the decoder's skips; the encoder's are always there.
+    """
+    shape = pyramid(image_shape, patch, width)
+    return GaussianVAE(
+        encoder=ConvEncoder(latents, shape, blocks, activation, log_var_init),
+        decoder=ConvDecoder(shape, blocks, activation, residual),
+        latents=latents,
+        outputs=math.prod(image_shape),
+        affine_skip=affine_skip,
+        gamma=gamma,
+        gamma_init=gamma_init,
+    )
+
+
+def infogan_vae(
+    *,
+    image_shape: tuple[int, int, int],
+    latents: int,
+    activation: Activation,
+    affine_skip: bool,
+    log_var_init: float = 0.0,
+    gamma: float | None = None,
+    gamma_init: float = 1.0,
+) -> GaussianVAE:
+    """The two-stage literature's network for 28 to 64 px, less its batch normalisation."""
+    return GaussianVAE(
+        encoder=InfoGANEncoder(latents, tuple(image_shape), activation, log_var_init),
+        decoder=InfoGANDecoder(tuple(image_shape), activation),
+        latents=latents,
+        outputs=math.prod(image_shape),
+        affine_skip=affine_skip,
+        gamma=gamma,
+        gamma_init=gamma_init,
+    )
+
+
 def init_params(
     model: GaussianVAE, key: Array, data_mean: Array, kappa: int | Array | None = None
 ) -> dict[str, Any]:
-    """Parameters of an `mlp_vae`, centred on the data.
+    """Parameters of a model built here, centred on the data.
 
     The encoder's first bias starts at -W x_bar and the decoder's last at x_bar, as at
-    every stationary point of the affine model (b_z = -W_z b_x, b_x = x_bar).
+    every stationary point of the affine model (b_z = -W_z b_x, b_x = x_bar). Convolutional
+    nets have parameters of their own for it.
 
     Args:
-      model: built by `mlp_vae`.
+      model: built by `mlp_vae`, `conv_vae` or `infogan_vae`.
       key: JAX key.
       data_mean: x_bar [D].
       kappa: true number of latents where the model is padded to K > kappa; the first
@@ -148,9 +205,12 @@ def init_params(
     x, eps = jnp.zeros((1, model.outputs)), jnp.zeros((1, model.latents))
     params = model.init(key, x, eps, kappa)["params"]
     encoder, decoder = params["encoder"], params["decoder"]
-    first = encoder["layer1" if "layer1" in encoder else "mean"]  # affine: only heads
-    first["bias"] = -data_mean @ first["kernel"]
-    decoder["out"]["bias"] = data_mean
+    if "centre" in encoder:
+        encoder["centre"] = decoder["bias"] = data_mean
+    else:
+        first = encoder["layer1" if "layer1" in encoder else "mean"]  # affine: only heads
+        first["bias"] = -data_mean @ first["kernel"]
+        decoder["out"]["bias"] = data_mean
     if kappa is not None:
         # Divided as floats: int32 / int32 is float32 even under x64.
         decoder["first"]["kernel"] *= jnp.sqrt(model.latents / jnp.asarray(kappa, float))

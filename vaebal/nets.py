@@ -18,7 +18,12 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 # Keeps the variance of activations constant through rectifiers (He et al., 2015).
-_he = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
+he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
+
+
+def scaled(initializer: nn.initializers.Initializer, scale: float) -> nn.initializers.Initializer:
+    """`initializer` times `scale`."""
+    return lambda *args: scale * initializer(*args)
 
 
 def _latent_major_fan_in(key: Array, shape: tuple[int, int], dtype=jnp.float32) -> Array:
@@ -71,12 +76,28 @@ def dense(features: int, **options) -> nn.Dense:
     )
 
 
-class MLPEncoder(nn.Module):
-    """Feed-forward encoder of `layers` layers; the two heads are the last one (Theorem 2).
+def latent_heads(
+    features: Array, latents: int, bias: bool, log_var_init: float
+) -> tuple[Array, Array]:
+    """features [B, F] -> mean, log_var [B, K]: an encoder's last layer, inside its `__call__`.
 
     The mean head starts at unit scale, so that every latent carries signal from
     the first step. The log-variance head starts at zero weights, so that sigma^2
     starts at exp(log_var_init) for every x.
+    """
+    mean = dense(latents, use_bias=bias, kernel_init=_latent_major_fan_in, name="mean")(features)
+    log_var = dense(
+        latents,
+        use_bias=bias,
+        kernel_init=nn.initializers.zeros,
+        bias_init=nn.initializers.constant(log_var_init),
+        name="log_var",
+    )(features)
+    return mean, log_var
+
+
+class MLPEncoder(nn.Module):
+    """Feed-forward encoder of `layers` layers; the two heads are the last one (Theorem 2).
 
     Attributes:
       latents: K.
@@ -97,21 +118,8 @@ class MLPEncoder(nn.Module):
     def __call__(self, x: Array) -> tuple[Array, Array]:
         """x [B, D] -> mean [B, K], log_var [B, K]."""
         for i in range(1, self.layers):
-            x = self.activation(dense(self.width, kernel_init=_he, name=f"layer{i}")(x))
-        mean = dense(
-            self.latents,
-            use_bias=self.head_bias,
-            kernel_init=_latent_major_fan_in,
-            name="mean",
-        )(x)
-        log_var = dense(
-            self.latents,
-            use_bias=self.head_bias,
-            kernel_init=nn.initializers.zeros,
-            bias_init=nn.initializers.constant(self.log_var_init),
-            name="log_var",
-        )(x)
-        return mean, log_var
+            x = self.activation(dense(self.width, kernel_init=he_normal, name=f"layer{i}")(x))
+        return latent_heads(x, self.latents, self.head_bias, self.log_var_init)
 
 
 class ResidualDecoder(nn.Module):
@@ -139,13 +147,13 @@ class ResidualDecoder(nn.Module):
     @nn.compact
     def __call__(self, z: Array) -> Array:
         """z [B, K] -> [B, D]."""
-        scaled_he = lambda *args: self.branch_scale * _he(*args)  # noqa: E731
+        last = scaled(he_normal, self.branch_scale) if self.residual else he_normal
         h = dense(self.width, kernel_init=nn.initializers.lecun_normal(), name="first")(z)
         for i in range(1, self.blocks + 1):
-            branch = dense(self.width, kernel_init=_he, name=f"block{i}a")(self.activation(h))
-            branch = dense(
-                self.width, kernel_init=scaled_he if self.residual else _he, name=f"block{i}b"
-            )(self.activation(branch))
+            branch = dense(self.width, kernel_init=he_normal, name=f"block{i}a")(self.activation(h))
+            branch = dense(self.width, kernel_init=last, name=f"block{i}b")(
+                self.activation(branch)
+            )
             h = h + branch if self.residual else branch
         return dense(self.outputs, kernel_init=nn.initializers.lecun_normal(), name="out")(
             self.activation(h)

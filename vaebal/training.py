@@ -6,8 +6,9 @@ member is the case M = 1. Nothing that training does depends on how it is cut in
 chunks, so a resumed run repeats the uninterrupted one.
 """
 
+import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,22 +19,42 @@ from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vaebal.checkpoints import Checkpoints
-from vaebal.data import epoch_order, steps_per_epoch
+from vaebal.data import Decode, epoch_order, mean_image, steps_per_epoch
 from vaebal.errors import Diverged
+from vaebal.gaussians import isotropic_nll, reparameterise
 from vaebal.models import GaussianVAE, init_params, latent_noise
 from vaebal.objectives import gaussian_vae_terms
 from vaebal.streams import stream
 from vaebal.units import to_unit_pixels
 
-GAMMA_RULES = ("closed_form", "adam", "fixed")
+GAMMA_RULES = ("closed_form", "adaptive", "adam", "fixed")
+
+# The residual's leading direction moves by this share, and its variance is averaged over as
+# many steps as its inverse.
+RESIDUAL_SHARE = 0.1
+# Its examples are this part of a batch: decoding at the posterior mean is extra work.
+RESIDUAL_PART = 4
 
 
 class Member(NamedTuple):
-    """What may differ between stacked members; scalars, or [M] when stacked."""
+    """What may differ between stacked members; scalars, or [M] when stacked.
+
+    gamma_end, gamma_guard: see `next_log_gamma`.
+    """
 
     seed: Array
     kappa: Array
-    gamma_rate: Array  # see `gamma_transformation`
+    gamma_start: Array  # decoder variance at step 0
+    gamma_rate: Array  # log gamma moves at most so many nats a step; "adam": its learning rate
+    gamma_end: Array | float = 0.0  # 0: gamma is learned; else a value that it descends to
+    gamma_guard: Array | float = 0.0  # 0: none; only the rule "adaptive" has one
+
+
+class ResidualMode(NamedTuple):
+    """A running estimate of the direction in which the residual x - x_hat(mean) varies most."""
+
+    direction: Array  # [D], unit length
+    variance: Array  # [], along it
 
 
 class TrainState(NamedTuple):
@@ -41,7 +62,8 @@ class TrainState(NamedTuple):
 
     step: Array
     params: Any
-    opt_state: Any
+    opt_state: Any  # of the weights
+    gamma_state: Any  # ResidualMode ("adaptive"), Adam's state ("adam"), or ()
 
 
 class EpochMetrics(NamedTuple):
@@ -52,6 +74,8 @@ class EpochMetrics(NamedTuple):
     kl: Array  # summed over dimensions, nats
     gradient_norm: Array  # of the weights, times gamma
     gamma: Array  # after the last step
+    latent_gradient: Array  # E|d(-ELBO)/dz|_2 on the first batch's images, after the last step
+    residual_variance: Array  # the residual's largest, "adaptive" only; NaN else
     active: Array  # latents with Var_x(E[z|x]) > .01 over the epoch
     informative: Array  # latents with mean sigma^2 < 1/2 over the epoch
     first_bad_step: Array  # first step with a non-finite loss or gradient; -1: none
@@ -60,52 +84,21 @@ class EpochMetrics(NamedTuple):
 class Optimisation(NamedTuple):
     """Optimiser settings, shared by all members.
 
-    The weights follow Adam with linear warm-up and cosine decay. See
-    `gamma_transformation` for gamma.
+    The weights follow Adam with linear warm-up and cosine decay. See `next_log_gamma` for
+    gamma.
     """
 
     learning_rate: float
     final_learning_rate: float
     warmup_steps: int
     total_steps: int
-    clip_norm: float  # of gamma times the gradient, see `make_optimiser`
+    clip_norm: float  # of gamma times the gradient, see `train_step`
     gamma_rule: str
-    dim: int  # D, which the closed form of gamma needs
+    release: tuple[float, float] = (0.6, 0.8)  # "adaptive": when the guard goes, shares of steps
 
 
-def closed_form_gamma(dim: int, rate: float | Array) -> optax.GradientTransformation:
-    """Moves log gamma to the batch's E||x - x_hat||^2 / d, by at most `rate` a step.
-
-    d(-ELBO)/d log gamma = (d/2)(1 - E||x - x_hat||^2 / (d gamma)), so the gradient alone
-    tells how far the stationary value is: log(1 - 2 g / d) away. Under `rate` this is
-    the closed form; beyond it, a descent at exactly `rate` nats of log gamma a step:
-    the speed of the homotopy is the one thing it sets.
-    """
-
-    def update(gradients, state, params=None):
-        del params
-
-        def move(gradient):
-            distance = jnp.log(jnp.maximum(1 - 2 * gradient / dim, jnp.finfo(jnp.float32).tiny))
-            # A non-finite gradient must stay non-finite: clip would hide it.
-            return jnp.clip(distance, -rate, rate)
-
-        return jax.tree.map(move, gradients), state
-
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
-
-
-def gamma_transformation(rule: str, dim: int, rate: float | Array) -> optax.GradientTransformation:
-    """How a learned log gamma moves: "closed_form" or "adam", both at most ~`rate` a step."""
-    if rule == "closed_form":
-        return closed_form_gamma(dim, rate)
-    if rule == "adam":
-        return optax.adam(rate)
-    raise ValueError(f"gamma rule {rule!r}: a learned gamma moves by 'closed_form' or 'adam'.")
-
-
-def make_optimiser(settings: Optimisation, gamma_rate: Array) -> optax.GradientTransformation:
-    """Clipped Adam for the weights, gamma's own rule for log gamma."""
+def weights_optimiser(settings: Optimisation) -> optax.GradientTransformation:
+    """Clipped Adam with warm-up and cosine decay."""
     schedule = optax.warmup_cosine_decay_schedule(
         0.0,
         settings.learning_rate,
@@ -113,19 +106,57 @@ def make_optimiser(settings: Optimisation, gamma_rate: Array) -> optax.GradientT
         max(settings.total_steps, settings.warmup_steps + 1),
         settings.final_learning_rate,
     )
-    weights = optax.chain(
-        optax.clip_by_global_norm(settings.clip_norm),
-        optax.adam(schedule),
-    )
-    if settings.gamma_rule == "fixed":
-        return weights
-    return optax.partition(
-        {
-            "weights": weights,
-            "gamma": gamma_transformation(settings.gamma_rule, settings.dim, gamma_rate),
-        },
-        lambda params: {k: "gamma" if k == "log_gamma" else "weights" for k in params},
-    )
+    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), optax.adam(schedule))
+
+
+def without_gamma(params: dict[str, Any]) -> dict[str, Any]:
+    """The weights: all parameters but log gamma."""
+    return {name: leaf for name, leaf in params.items() if name != "log_gamma"}
+
+
+def next_log_gamma(
+    log_gamma: Array,
+    mean_square: Array,
+    member: Member,
+    guarded_variance: float | Array = 0.0,
+) -> Array:
+    """Where log gamma goes in one step: towards its target, by at most `member.gamma_rate` nats.
+
+    The target of a learned gamma is its stationary value E|x - x_hat|^2 / d (closed form), so
+    that the rate, the speed of the homotopy, is the one thing to choose; a member with
+    gamma_end > 0 descends to that value instead, and rate 0 holds gamma where it starts. A
+    guarded gamma does not fall below `guarded_variance`.
+
+    Args:
+      log_gamma: [].
+      mean_square: E|x - x_hat|^2 / d of the batch, at sampled z.
+      guarded_variance: a variance; the guard holds gamma, it never raises it.
+    """
+    target = jnp.where(member.gamma_end > 0, jnp.log(member.gamma_end), jnp.log(mean_square))
+    guard = jnp.minimum(jnp.log(guarded_variance), log_gamma)
+    # A non-finite error must stay non-finite: clip would hide it.
+    step = jnp.clip(jnp.maximum(target, guard) - log_gamma, -member.gamma_rate, member.gamma_rate)
+    return jnp.where(jnp.isfinite(mean_square), log_gamma + step, mean_square)
+
+
+def follow_residual(mode: ResidualMode, residual: Array) -> ResidualMode:
+    """One step of Oja's rule on the residuals [B, D] of a batch.
+
+    The variance is measured along the direction found before this batch, so that noise in
+    the batch does not bias it upwards.
+    """
+    along = residual @ mode.direction  # [B]
+    pull = along @ residual / (len(residual) * jnp.maximum(mode.variance, 1e-30))
+    direction = mode.direction + RESIDUAL_SHARE * pull
+    variance = mode.variance + RESIDUAL_SHARE * (jnp.square(along).mean() - mode.variance)
+    return ResidualMode(direction / jnp.linalg.norm(direction), variance)
+
+
+def release(settings: Optimisation, step: Array) -> Array:
+    """The guard's factor: 1 until the release, then falling in the log to 1e-4, and 0 after it."""
+    start, end = (share * settings.total_steps for share in settings.release)
+    falling = jnp.exp(jnp.log(1e-4) * jnp.clip((step - start) / (end - start), 0.0, 1.0))
+    return jnp.where(step < end, falling, 0.0)
 
 
 def init_state(
@@ -133,8 +164,23 @@ def init_state(
 ) -> TrainState:
     """One member's state before its first step; pure in member.seed."""
     params = init_params(model, stream(member.seed, "init"), data_mean, member.kappa)
-    optimiser = make_optimiser(settings, member.gamma_rate)
-    return TrainState(jnp.zeros((), jnp.int32), params, optimiser.init(params))
+    gamma_state = ()
+    if settings.gamma_rule != "fixed":
+        log_gamma = jnp.log(jnp.asarray(member.gamma_start, params["log_gamma"].dtype))
+        params["log_gamma"] = log_gamma
+        if settings.gamma_rule == "adam":
+            gamma_state = optax.adam(member.gamma_rate).init(log_gamma)
+        elif settings.gamma_rule == "adaptive":
+            direction = jax.random.normal(stream(member.seed, "residual"), (model.outputs,))
+            gamma_state = ResidualMode(
+                direction / jnp.linalg.norm(direction), jnp.asarray(member.gamma_start, float)
+            )
+    return TrainState(
+        jnp.zeros((), jnp.int32),
+        params,
+        weights_optimiser(settings).init(without_gamma(params)),
+        gamma_state,
+    )
 
 
 def loss_and_terms(
@@ -162,25 +208,66 @@ def train_step(
     # The weights follow gamma times the gradient: that of ||x - x_hat||^2 / 2 + gamma KL,
     # which keeps its scale while gamma falls by orders of magnitude. On the plain gradient
     # Adam's second moment lags behind 1 / gamma^2, and its steps are several times too long.
-    scaled = {
-        name: gradient if name == "log_gamma" else jax.tree.map(lambda g: gamma * g, gradient)
-        for name, gradient in gradients.items()
-    }
-    weights_norm = optax.tree.norm({k: v for k, v in scaled.items() if k != "log_gamma"})
-    updates, opt_state = make_optimiser(settings, member.gamma_rate).update(
-        scaled, state.opt_state, state.params
-    )
-    params = optax.apply_updates(state.params, updates)
+    scaled = jax.tree.map(lambda gradient: gamma * gradient, without_gamma(gradients))
+    weights = without_gamma(state.params)
+    updates, opt_state = weights_optimiser(settings).update(scaled, state.opt_state, weights)
+    params = optax.apply_updates(weights, updates)
+    gamma_state, residual_variance = state.gamma_state, jnp.full((), jnp.nan, loss.dtype)
+    mean_square = terms.squared_error.mean() / x.shape[-1]
+    if settings.gamma_rule == "closed_form":
+        params["log_gamma"] = next_log_gamma(outputs.log_gamma, mean_square, member)
+    elif settings.gamma_rule == "adaptive":
+        part = max(len(x) // RESIDUAL_PART, 1)
+        at_mean = model.apply({"params": state.params}, outputs.mean[:part], method="decode")
+        gamma_state = follow_residual(state.gamma_state, x[:part] - at_mean)
+        residual_variance = gamma_state.variance
+        guard = member.gamma_guard * release(settings, state.step) * residual_variance
+        params["log_gamma"] = next_log_gamma(outputs.log_gamma, mean_square, member, guard)
+    elif settings.gamma_rule == "adam":
+        update, gamma_state = optax.adam(member.gamma_rate).update(
+            gradients["log_gamma"], state.gamma_state
+        )
+        params["log_gamma"] = outputs.log_gamma + update
     statistics = {
         "loss": loss,
         "squared_error": terms.squared_error.mean(),
         "kl": terms.kl.sum(-1).mean(),
-        "gradient_norm": weights_norm,
+        "gradient_norm": optax.tree.norm(scaled),
+        "residual_variance": residual_variance,
         "mean": outputs.mean.mean(0),
         "mean_squared": jnp.square(outputs.mean).mean(0),
         "variance": jnp.exp(outputs.log_var).mean(0),
     }
-    return TrainState(state.step + 1, params, opt_state), statistics
+    return TrainState(state.step + 1, params, opt_state, gamma_state), statistics
+
+
+def latent_gradient_norm(model: GaussianVAE, params: Any, x: Array, member: Member) -> Array:
+    """The mean over x [B, D] of |d(-ELBO)/dz|_2 at one sampled z each, in nats (Figure 1).
+
+    The draws of z are the same whenever this is asked.
+    """
+    eps = latent_noise(stream(member.seed, "probe"), len(x), model.latents)
+    mean, log_var = model.apply({"params": params}, x, member.kappa, method="encode")
+    eps = jnp.where(model.latent_mask(member.kappa), eps, 0.0)
+
+    def reconstruction(z):
+        x_hat = model.apply({"params": params}, z, method="decode")
+        log_gamma = model.apply({"params": params}, method="log_gamma")
+        return isotropic_nll(jnp.square(x - x_hat).sum(-1), log_gamma, x.shape[-1]).sum()
+
+    gradient = jax.grad(reconstruction)(reparameterise(mean, log_var, eps))
+    return jnp.linalg.norm(gradient, axis=-1).mean()
+
+
+def stack_members(members: Sequence[Member]) -> Member:
+    """Members of Python numbers -> one `Member` of arrays [M]."""
+    integers = ("seed", "kappa")
+    return Member(
+        *(
+            np.array(values, np.int32 if name in integers else np.float32)
+            for name, values in zip(Member._fields, zip(*members, strict=True), strict=True)
+        )
+    )
 
 
 def member_params(state: TrainState, index: int) -> Any:
@@ -200,13 +287,15 @@ def train_epochs(
     mesh: Mesh,
     member: Member,
     state: TrainState,
+    decode: Decode,
     images: Array,
     epochs: Array,
 ) -> tuple[TrainState, EpochMetrics]:
     """`epochs` (traced: chunks of any length share one program) epochs of one member.
 
     Args:
-      images: the training split [N, D], as stored.
+      decode: stored rows -> x [B, D] in [0, 1].
+      images: the training split [N, ...], as stored.
 
     Returns:
       The state, and the metrics of the last epoch.
@@ -216,7 +305,7 @@ def train_epochs(
 
     def step(carry, indices):
         state, sums, bad = carry
-        x = jax.lax.with_sharding_constraint(to_unit_pixels(images[indices]), by_example)
+        x = jax.lax.with_sharding_constraint(decode(images[indices]), by_example)
         state, statistics = train_step(model, settings, member, state, x)
         finite = jnp.isfinite(statistics["loss"]) & jnp.isfinite(statistics["gradient_norm"])
         bad = jnp.where((bad < 0) & ~finite, state.step - 1, bad)
@@ -228,10 +317,11 @@ def train_epochs(
         (state, sums, bad), _ = jax.lax.scan(step, (state, zeros, bad), order)
         return state, sums, bad
 
+    scalars = ("loss", "squared_error", "kl", "gradient_norm", "residual_variance")
     per_latent = ("mean", "mean_squared", "variance")
     zeros = {
         name: jnp.zeros((model.latents,) if name in per_latent else ())
-        for name in ("loss", "squared_error", "kl", "gradient_norm", *per_latent)
+        for name in (*scalars, *per_latent)
     }
     carry = (state, zeros, jnp.full((), -1, jnp.int32))
     state, sums, bad = jax.lax.fori_loop(0, epochs, epoch, carry)
@@ -244,6 +334,10 @@ def train_epochs(
         kl=means["kl"],
         gradient_norm=means["gradient_norm"],
         gamma=jnp.exp(log_gamma),
+        latent_gradient=latent_gradient_norm(
+            model, state.params, decode(images[:batch_size]), member
+        ),
+        residual_variance=means["residual_variance"],
         active=(activity > 0.01).sum(),
         informative=(means["variance"] < 0.5).sum(),
         first_bad_step=bad,
@@ -266,12 +360,14 @@ class Trainer:
         members: Member,
         images: np.ndarray,
         batch_size: int,
+        decode: Decode = to_unit_pixels,
     ):
         mesh = data_mesh()
         self._replicated = NamedSharding(mesh, PartitionSpec())
         self.images = jax.device_put(images, self._replicated)
         self.members = jax.device_put(members, self._replicated)
-        data_mean = to_unit_pixels(jnp.asarray(images)).mean(0)
+        self._mean = jax.jit(lambda images: mean_image(images, decode))
+        self._data_mean = self._mean(self.images)
 
         def init(members, data_mean):
             return jax.vmap(lambda member: init_state(model, settings, member, data_mean))(members)
@@ -279,16 +375,17 @@ class Trainer:
         def run(members, state, images, epochs):
             return jax.vmap(
                 lambda member, state: train_epochs(
-                    model, settings, batch_size, mesh, member, state, images, epochs
+                    model, settings, batch_size, mesh, member, state, decode, images, epochs
                 )
             )(members, state)
 
         start = time.perf_counter()
         self._init = (
-            jax.jit(init, out_shardings=self._replicated).lower(self.members, data_mean).compile()
+            jax.jit(init, out_shardings=self._replicated)
+            .lower(self.members, self._data_mean)
+            .compile()
         )
-        self._data_mean = data_mean
-        shapes = jax.eval_shape(init, self.members, data_mean)
+        shapes = jax.eval_shape(init, self.members, self._data_mean)
         self.state_shapes = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._replicated),
             shapes,
@@ -299,6 +396,14 @@ class Trainer:
             .compile()
         )
         self.compile_seconds = time.perf_counter() - start
+
+    def on(self, members: Member, images: np.ndarray) -> "Trainer":
+        """The same compiled program for other members and images of the same shapes."""
+        other = copy.copy(self)
+        other.members = jax.device_put(members, self._replicated)
+        other.images = jax.device_put(images, self._replicated)
+        other._data_mean = self._mean(other.images)
+        return other
 
     def _count(self, epochs: int) -> Array:
         return jax.device_put(np.int32(epochs), self._replicated)

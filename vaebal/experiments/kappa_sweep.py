@@ -20,7 +20,7 @@ from vaebal.models import GaussianVAE, mlp_vae, prior_samples
 from vaebal.nets import ACTIVATIONS
 from vaebal.progress import Progress
 from vaebal.streams import stream
-from vaebal.training import GAMMA_RULES, Member, Optimisation, Trainer, fit, member_params
+from vaebal.training import Member, Optimisation, Trainer, fit, member_params, stack_members
 from vaebal.units import to_unit_pixels
 
 SKIPS = ("residual+affine", "residual", "affine", "none")
@@ -73,7 +73,7 @@ def check(config: Any) -> None:
     checks.positive_numbers(config, "model.branch_scale", zero=True)
     checks.positive_numbers(config, "train.final_learning_rate", "train.warmup_steps", zero=True)
     checks.one_of(config, "model.activation", tuple(ACTIVATIONS))
-    checks.one_of(config, "train.gamma_rule", GAMMA_RULES)
+    checks.one_of(config, "train.gamma_rule", ("closed_form", "adam", "fixed"))
     checks.one_of(config, "train.stack", ("auto", "all", "none"))
     if config.train.gamma_rule != "fixed":
         checks.positive_numbers(config, "train.gamma_rate")
@@ -194,12 +194,9 @@ def make_trainer(
         total_steps=config.train.epochs * steps,
         clip_norm=config.train.clip_norm,
         gamma_rule=config.train.gamma_rule,
-        dim=images.dim,
     )
-    members = Member(
-        np.array([c.seed for c in cells], np.int32),
-        np.array([c.kappa for c in cells], np.int32),
-        np.full(len(cells), config.train.gamma_rate, np.float32),
+    members = stack_members(
+        [Member(c.seed, c.kappa, config.model.gamma, config.train.gamma_rate) for c in cells]
     )
     return model, Trainer(model, settings, members, images.train, config.train.batch_size)
 
