@@ -52,3 +52,61 @@ def kappa_sweep(name: str) -> ml_collections.ConfigDict:
     config.eval.block = 1000  # images evaluated at a time
     config.eval.pictures = 12
     return config
+
+
+def gamma(name: str) -> ml_collections.ConfigDict:
+    """Every field of the experiment on gamma's descent; configs/*_gamma.py change a few."""
+    config = ml_collections.ConfigDict()
+    config.experiment = "gamma"
+    config.name = name
+
+    data = config.data = ml_collections.ConfigDict()
+    data.name = "rendered"  # "rendered", "linear", "network", "celeb_a", "folder"
+    data.dir = ""  # "": $VAEBAL_DATA_DIR, $TFDS_DATA_DIR or ~/tensorflow_datasets
+    data.folder = ""  # of "folder": where the images lie
+    data.bad = "refuse"  # or "skip": files there that are no usable images
+    data.resolution = 64
+    data.ranks = (2, 4, 6, 8, 10, 12)  # r, where we draw the images ourselves
+    data.train_size = 20_000
+    data.test_size = 2_000
+    data.noise = 0.0  # standard deviation of observation noise, which gives gamma a floor
+    data.seed = 0
+
+    model = config.model = ml_collections.ConfigDict()
+    model.network = "conv"  # "infogan", "mlp"
+    model.latents = 20  # kappa
+    model.patch = 4  # side of the patches that the first layer reads and the last one writes
+    model.width = 64  # channels of the finest scale (mlp: of every layer)
+    model.blocks = 1  # residual blocks at each scale
+    model.activation = "silu"
+    model.residual = True  # skips between decoder layers
+    model.affine_skip = True  # eq. 5's skip from z to x
+    model.log_var_init = 0.0
+    # Where gamma starts; 0: the data's largest variance along any direction, above which
+    # total collapse is a minimum (Theorem 1).
+    model.gamma = 0.0
+
+    train = config.train = ml_collections.ConfigDict()
+    # "adaptive", "learned RATE" (closed form, at most RATE nats of log gamma a step),
+    # "adam RATE", "annealed RATE to ARM", "fixed at ARM".
+    train.arms = ("adaptive", "fixed at adaptive", "learned 1e-3", "learned 1e-1")
+    train.guard = 0.8  # the adaptive gamma stays above so much of the residual's largest variance
+    train.release = (0.6, 0.8)  # shares of the steps, between which that guard goes
+    train.fastest = 0.02  # nats of log gamma a step, at most, of the adaptive arm
+    train.slowest = 2e-4  # and at least, while the guard holds it
+    train.seeds = (0, 1, 2, 3, 4)
+    train.epochs = 100
+    train.batch_size = 64
+    train.learning_rate = 1e-3
+    train.final_learning_rate = 2e-5
+    train.warmup_steps = 200
+    train.clip_norm = 20.0
+    train.epochs_per_chunk = 1
+    train.epochs_per_checkpoint = 25
+
+    config.eval = ml_collections.ConfigDict()
+    config.eval.block = 500  # images evaluated at a time
+    config.eval.train_images = 5_000  # on which gamma's residual is measured
+    config.eval.mmd_samples = 2_000
+    config.eval.pictures = 12
+    return config

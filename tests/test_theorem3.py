@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from configs import theorem3 as config_file
 from vaebal.errors import InputError
-from vaebal.experiments import theorem3
+from vaebal.experiments import theorem3, theorem3_report
 
 
 def tiny(**changes) -> ConfigDict:
@@ -122,13 +122,13 @@ def test_the_threshold_of_powers(finished):
 
 def test_the_sentence_is_computed_from_the_rows(finished):
     _, rows = finished
-    said = theorem3.sentence(rows)
+    said = theorem3_report.sentence(rows)
     assert "exactly 3 rows under log(u+1e-4), I[u>1e-8]" in said
     assert "more rows than that under sqrt(u)" in said
     assert "an error left under u;" in said
     assert "zero up to p = 0.5." in said
     other = [row | ({"zero_error": False} if row["part"] == "power" else {}) for row in rows]
-    assert "no u^p reaches it" in theorem3.sentence(other)
+    assert "no u^p reaches it" in theorem3_report.sentence(other)
 
 
 def test_digits_of_a_rank():

@@ -16,10 +16,10 @@ from vaebal.training import (
     ResidualMode,
     Trainer,
     fit,
-    init_state,
-    loss_and_terms,
     follow_residual,
+    init_state,
     latent_gradient_norm,
+    loss_and_terms,
     member_params,
     next_log_gamma,
     release,
@@ -148,7 +148,10 @@ def test_stacked_padded_members_equal_members_alone(small_vae, pixels):
 def test_the_loss_is_eq_2_by_hand(small_vae, pixels):
     model = small_vae(gamma=0.2)
     params = init_state(
-        model, SETTINGS._replace(gamma_rule="fixed"), Member(0, 5, 0.1, 0.0), jnp.asarray(pixels).mean(0)
+        model,
+        SETTINGS._replace(gamma_rule="fixed"),
+        Member(0, 5, 0.1, 0.0),
+        jnp.asarray(pixels).mean(0),
     ).params
     x, eps = jnp.asarray(pixels[:8]), latent_noise(jax.random.key(0), 8, 5)
     loss, _ = loss_and_terms(model, params, x, eps)
@@ -170,7 +173,9 @@ def test_gamma_jumps_to_its_stationary_value_or_by_its_rate(ratio):
     landed = next_log_gamma(log_gamma, error / dim, Member(0, 5, 1.0, 1e9))
     assert float(jax.grad(loss)(landed)) == pytest.approx(0, abs=1e-5)
     limited = next_log_gamma(log_gamma, error / dim, Member(0, 5, 1.0, 1e-3))
-    assert float(limited - log_gamma) == pytest.approx(np.clip(np.log(ratio), -1e-3, 1e-3), abs=1e-6)
+    assert float(limited - log_gamma) == pytest.approx(
+        np.clip(np.log(ratio), -1e-3, 1e-3), abs=1e-6
+    )
 
 
 def test_gamma_can_be_prescribed_held_and_guarded():
@@ -233,9 +238,7 @@ def test_the_latent_gradient_is_that_of_finite_differences(small_vae, pixels):
     with jax.enable_x64(True):
         model, member = small_vae(gamma=0.2), Member(3, 4, 0.2, 0.0)
         x = jnp.asarray(pixels[:3], float)
-        params = init_state(
-            model, SETTINGS._replace(gamma_rule="fixed"), member, x.mean(0)
-        ).params
+        params = init_state(model, SETTINGS._replace(gamma_rule="fixed"), member, x.mean(0)).params
         variables = {"params": params}
         mean, log_var = model.apply(variables, x, 4, method="encode")
         noise = latent_noise(stream(3, "probe"), 3, 5) * (jnp.arange(5) < 4)[None, :]

@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from vaebal import photos, rendered
 from vaebal.errors import InputError
 from vaebal.streams import stream
 from vaebal.units import to_unit_pixels
-
 
 # Stored rows [B, ...] -> images [B, D] in [0, 1]; jit-able, and equal functions compare equal.
 Decode = Callable[[Array], Array]
@@ -40,6 +40,7 @@ class ImageSet:
       test: [M, ...], same type.
       image_shape: (height, width, channels), product D.
       decode: rows -> x [B, D] in [0, 1].
+      train_factors, test_factors: [N, r] and [M, r], the true coordinates, where they are known.
     """
 
     name: str
@@ -47,6 +48,8 @@ class ImageSet:
     test: np.ndarray
     image_shape: tuple[int, int, int]
     decode: Decode = to_unit_pixels
+    train_factors: np.ndarray | None = None
+    test_factors: np.ndarray | None = None
 
     @property
     def dim(self) -> int:
@@ -54,24 +57,138 @@ class ImageSet:
         return math.prod(self.image_shape)
 
 
+MANIFOLDS = ("rendered", "linear", "network")
+# A manifold's images are kept as float32 pixels up to this size, and drawn in every batch above.
+STORED_BYTES = 2**31
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenes:
+    """factors [B, r] -> drawn scenes [B, D]."""
+
+    resolution: int
+
+    def __call__(self, factors: Array) -> Array:
+        return rendered.render(factors, self.resolution).reshape(len(factors), -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class FlatCube:
+    """factors [B, r] -> a cube of r orthogonal edges [B, D], variances from 1 down to 1/10."""
+
+    dim: int
+    seed: int
+
+    def __call__(self, factors: Array) -> Array:
+        variances = jnp.geomspace(1.0, 0.1, factors.shape[1])
+        return rendered.linear_manifold(factors, self.seed, variances, self.dim)
+
+
+@dataclasses.dataclass(frozen=True)
+class CurvedCube:
+    """factors [B, r] -> a random network's image of the cube [B, D]."""
+
+    dim: int
+    seed: int
+
+    def __call__(self, factors: Array) -> Array:
+        return rendered.network_manifold(factors, self.seed, 64, self.dim)
+
+
+def manifold(
+    name: str,
+    *,
+    rank: int,
+    resolution: int,
+    train_size: int,
+    test_size: int,
+    noise: float = 0.0,
+    seed: int = 0,
+) -> ImageSet:
+    """Images on a manifold of known dimension r, drawn by us: no files.
+
+    Args:
+      name: "rendered" (scenes, see `rendered`), "linear" (of rank r) or "network" (a random
+        network's image of the cube).
+      rank: r.
+      resolution: pixels a side; three channels.
+      noise: standard deviation of white observation noise added to every pixel once. It gives
+        gamma a floor, noise^2, and lets pixels leave [0, 1] by as much.
+      seed: of the factors, the noise, and the two abstract manifolds.
+
+    Raises:
+      InputError: unknown name, r out of range, noise on more pixels than can be stored.
+    """
+    if name not in MANIFOLDS:
+        raise InputError(f"data.name={name!r} must be one of {', '.join(map(repr, MANIFOLDS))}.")
+    if not 1 <= rank <= rendered.MAX_FACTORS:
+        raise InputError(
+            f"data.ranks holds r={rank}: r must be an integer in 1..{rendered.MAX_FACTORS}."
+        )
+    shape = (resolution, resolution, 3)
+    dim = math.prod(shape)
+    decode: Decode = Scenes(resolution)
+    if name != "rendered":
+        decode = (FlatCube if name == "linear" else CurvedCube)(dim, seed)
+    factors = np.asarray(rendered.draw_factors(seed, jnp.arange(train_size + test_size), rank))
+    if len(factors) * dim * 4 > STORED_BYTES:
+        if noise:
+            raise InputError(
+                f"data.noise={noise} needs the {len(factors)} images of {dim} pixels stored, more "
+                f"than {STORED_BYTES >> 30} GiB: lower data.train_size, or set data.noise=0."
+            )
+        rows = factors
+    else:
+        rows = np.asarray(jax.jit(lambda f: _drawn(f, decode))(factors))
+        rows = rows + noise * np.asarray(_white_noise(seed, len(rows), dim)) if noise else rows
+        decode = to_unit_pixels
+    train, test = rows[:train_size], rows[train_size:]
+    return ImageSet(name, train, test, shape, decode, factors[:train_size], factors[train_size:])
+
+
+def _drawn(factors: Array, decode: Decode) -> Array:
+    return jax.lax.map(lambda row: decode(row[None])[0], factors, batch_size=256)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _white_noise(seed: int, size: int, dim: int) -> Array:
+    return jax.lax.map(
+        lambda index: jax.random.normal(stream(seed, "observation noise", index), (dim,)),
+        jnp.arange(size),
+        batch_size=256,
+    )
+
+
 def mean_image(rows: Array, decode: Decode = to_unit_pixels, block: int = 256) -> Array:
     """x_bar [D] of stored rows [N, ...], a block of images at a time."""
     return jax.lax.map(lambda row: decode(row[None])[0], rows, batch_size=block).mean(0)
 
 
-def load(name: str, directory: str = "") -> ImageSet:
+def load(
+    name: str,
+    directory: str = "",
+    *,
+    resolution: int = 64,
+    folder: str = "",
+    bad: str = "refuse",
+) -> ImageSet:
     """The image set `name`.
 
     "digits" comes with scikit-learn: 8x8, every fifth image is the test split. Any
     other name is an image set of TensorFlow Datasets with splits train and test, read
     from `directory` if it was prepared there as array_record. The sets that are
     published as IDX files (mnist, fashion_mnist, kmnist) are read from these files
-    too, found in `directory` or below it, and are downloaded there if absent.
+    too, found in `directory` or below it, and are downloaded there if absent. "celeb_a"
+    (centre crop; memory-mapped) and "folder", the user's own photographs, are decoded once
+    at `resolution` and cached under `directory`: see `photos`.
 
     Args:
-      name: "digits" or a TFDS name.
+      name: "digits", "folder" or a TFDS name.
       directory: where data lies; "" means $VAEBAL_DATA_DIR, else $TFDS_DATA_DIR, else
         ~/tensorflow_datasets.
+      resolution: pixels a side of "celeb_a" and "folder".
+      folder: where the images of "folder" lie.
+      bad: "refuse" or "skip" files of "folder" that are no usable images.
 
     Raises:
       InputError: unknown name, nothing found, a damaged file, pixels not in range.
@@ -84,6 +201,13 @@ def load(name: str, directory: str = "") -> ImageSet:
         or os.environ.get("TFDS_DATA_DIR")
         or "~/tensorflow_datasets"
     ).expanduser()
+    if name in ("celeb_a", "folder"):
+        splits = (
+            photos.celeba(root, resolution)
+            if name == "celeb_a"
+            else photos.folder(Path(folder).expanduser(), resolution, root, bad=bad)
+        ).splits
+        return ImageSet(name, splits["train"], splits["test"], (resolution, resolution, 3))
     if (root / name).is_dir() and any((root / name).rglob("*.array_record*")):
         return check_pixels(_tfds(name, root))
     if name in _IDX_SETS:
@@ -196,7 +320,7 @@ def _download(name: str, url: str, path: Path, root: Path) -> Path:
 def _require_known(name: str) -> None:
     import tensorflow_datasets as tfds
 
-    known = ["digits", *tfds.list_builders(with_community_datasets=False)]
+    known = ["digits", "folder", *MANIFOLDS, *tfds.list_builders(with_community_datasets=False)]
     if name not in known:
         import difflib
 

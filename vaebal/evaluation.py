@@ -42,6 +42,7 @@ class Posterior(NamedTuple):
     negative_elbo: np.ndarray  # [N] nats
     kl: np.ndarray  # [K] mean over examples, nats
     mean: np.ndarray  # [N, K]
+    sample: np.ndarray  # [N, K] the draws of z
     variance: np.ndarray  # [K] sigma^2, mean over examples
 
 
@@ -56,6 +57,7 @@ def _blocks(images: Array, block: int) -> tuple[Array, int]:
 @functools.partial(jax.jit, static_argnames=("model", "block", "decode"))
 def _posterior(model: GaussianVAE, params, kappa, images, seed, block: int, decode: Decode):
     blocks, size = _blocks(images, block)
+    mask = model.latent_mask(kappa)
 
     def one(_, index_and_images):
         index, stored = index_and_images
@@ -70,14 +72,15 @@ def _posterior(model: GaussianVAE, params, kappa, images, seed, block: int, deco
             terms.negative_elbo,
             terms.kl,
             outputs.mean,
+            reparameterise(outputs.mean, outputs.log_var, jnp.where(mask, eps, 0.0)),
             jnp.exp(outputs.log_var),
         )
 
     _, rows = jax.lax.scan(one, None, (jnp.arange(len(blocks)), blocks))
-    error_mean, error_sampled, negative_elbo, kl, mean, variance = jax.tree.map(
+    error_mean, error_sampled, negative_elbo, kl, mean, sample, variance = jax.tree.map(
         lambda row: row.reshape(-1, *row.shape[2:])[:size], rows
     )
-    return error_mean, error_sampled, negative_elbo, kl.mean(0), mean, variance.mean(0)
+    return error_mean, error_sampled, negative_elbo, kl.mean(0), mean, sample, variance.mean(0)
 
 
 def posterior(
@@ -93,9 +96,7 @@ def posterior(
     """One pass over `images` [N, ...] (stored rows of `decode`), in blocks of `block` examples."""
     kappa = model.latents if kappa is None else kappa
     block = min(block, len(images))
-    return Posterior(
-        *jax.device_get(_posterior(model, params, kappa, images, seed, block, decode))
-    )
+    return Posterior(*jax.device_get(_posterior(model, params, kappa, images, seed, block, decode)))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "samples", "block", "decode"))

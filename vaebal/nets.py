@@ -151,9 +151,7 @@ class ResidualDecoder(nn.Module):
         h = dense(self.width, kernel_init=nn.initializers.lecun_normal(), name="first")(z)
         for i in range(1, self.blocks + 1):
             branch = dense(self.width, kernel_init=he_normal, name=f"block{i}a")(self.activation(h))
-            branch = dense(self.width, kernel_init=last, name=f"block{i}b")(
-                self.activation(branch)
-            )
+            branch = dense(self.width, kernel_init=last, name=f"block{i}b")(self.activation(branch))
             h = h + branch if self.residual else branch
         return dense(self.outputs, kernel_init=nn.initializers.lecun_normal(), name="out")(
             self.activation(h)

@@ -71,7 +71,7 @@ class Progress(contextlib.AbstractContextManager):
             self._bar.update(self._task, completed=epoch, text=text)
             for index, writer in enumerate(self._writers):
                 for name, values in metrics._asdict().items():
-                    if name != "first_bad_step":
+                    if name != "first_bad_step" and np.isfinite(values[index]):
                         writer.add_scalar(name, float(values[index]), epoch)
             now = time.perf_counter()
             if not self._terminal and now - self._last_line > SECONDS_BETWEEN_LINES:

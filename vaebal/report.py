@@ -70,7 +70,7 @@ def with_spread(values: Sequence[float], digits: int) -> str:
 def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """A Markdown table, first column left, others right, padded to read well as text."""
     table = [list(header), *map(list, body)]
-    widths = [max(len(row[i]) for row in table) for i in range(len(header))]
+    widths = [max(2, *(len(row[i]) for row in table)) for i in range(len(header))]
 
     def line(row: Sequence[str]) -> str:
         cells = [

@@ -95,6 +95,7 @@ class Optimisation(NamedTuple):
     clip_norm: float  # of gamma times the gradient, see `train_step`
     gamma_rule: str
     release: tuple[float, float] = (0.6, 0.8)  # "adaptive": when the guard goes, shares of steps
+    slowest: float = 0.0  # "adaptive": nats of log gamma a step that it falls even when guarded
 
 
 def weights_optimiser(settings: Optimisation) -> optax.GradientTransformation:
@@ -119,21 +120,23 @@ def next_log_gamma(
     mean_square: Array,
     member: Member,
     guarded_variance: float | Array = 0.0,
+    slowest: float = 0.0,
 ) -> Array:
     """Where log gamma goes in one step: towards its target, by at most `member.gamma_rate` nats.
 
     The target of a learned gamma is its stationary value E|x - x_hat|^2 / d (closed form), so
     that the rate, the speed of the homotopy, is the one thing to choose; a member with
     gamma_end > 0 descends to that value instead, and rate 0 holds gamma where it starts. A
-    guarded gamma does not fall below `guarded_variance`.
+    guarded gamma falls below `guarded_variance` only at the speed `slowest`.
 
     Args:
       log_gamma: [].
       mean_square: E|x - x_hat|^2 / d of the batch, at sampled z.
       guarded_variance: a variance; the guard holds gamma, it never raises it.
+      slowest: nats a step; above 0, what no training explains cannot hold gamma for ever.
     """
     target = jnp.where(member.gamma_end > 0, jnp.log(member.gamma_end), jnp.log(mean_square))
-    guard = jnp.minimum(jnp.log(guarded_variance), log_gamma)
+    guard = jnp.minimum(jnp.log(guarded_variance), log_gamma - slowest)
     # A non-finite error must stay non-finite: clip would hide it.
     step = jnp.clip(jnp.maximum(target, guard) - log_gamma, -member.gamma_rate, member.gamma_rate)
     return jnp.where(jnp.isfinite(mean_square), log_gamma + step, mean_square)
@@ -222,7 +225,9 @@ def train_step(
         gamma_state = follow_residual(state.gamma_state, x[:part] - at_mean)
         residual_variance = gamma_state.variance
         guard = member.gamma_guard * release(settings, state.step) * residual_variance
-        params["log_gamma"] = next_log_gamma(outputs.log_gamma, mean_square, member, guard)
+        params["log_gamma"] = next_log_gamma(
+            outputs.log_gamma, mean_square, member, guard, settings.slowest
+        )
     elif settings.gamma_rule == "adam":
         update, gamma_state = optax.adam(member.gamma_rate).update(
             gradients["log_gamma"], state.gamma_state

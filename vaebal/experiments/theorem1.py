@@ -131,7 +131,7 @@ def paths(config: Any, cov: np.ndarray) -> dict[str, Any]:
     kappa, gamma = config.model.kappa, config.model.gamma
     eigenvalues, vectors = np.linalg.eigh(cov)
     top = np.argsort(eigenvalues)[::-1][:2]
-    rest = affine.affine_global_minimizer(np.zeros(len(cov)), cov, kappa, gamma).W_x.copy()
+    rest = np.array(affine.affine_global_minimizer(np.zeros(len(cov)), cov, kappa, gamma).W_x)
     # The minimiser's columns by falling eigenvalue: the first two are replaced along the way.
     lengths = np.sqrt(eigenvalues[top] - gamma)
     least = float(affine.affine_global_minimum(cov, kappa, gamma))

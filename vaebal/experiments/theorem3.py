@@ -1,6 +1,6 @@
 """Theorem 3: eq. 6 under every penalty h, with linear decoders and with deep ones.
 
-Four parts, each with its rows, its table and its figure:
+Four parts, each with its rows (and tables and figures, by `theorem3_report`):
 - linear: h x kappa x seeds on data of known rank, with and without the homotopy;
 - counterexamples: solutions that a penalty prefers to the balanced one;
 - power: the threshold p = 1/2 of u^p;
@@ -17,23 +17,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 
 from vaebal import regularized_ae as rae
-from vaebal import report
 from vaebal.checkpoints import open_workdir, write_atomically
 from vaebal.data import load
 from vaebal.errors import Diverged, InputError
-from vaebal.experiments import checks
+from vaebal.experiments import checks, theorem3_report
+from vaebal.experiments.theorem3_report import PIXELS, rows_of
 from vaebal.nets import ACTIVATIONS
 from vaebal.penalties import Penalty, named, power
 from vaebal.regularized_ae import Statistics
 from vaebal.report import Row
 from vaebal.streams import stream
 from vaebal.units import to_unit_pixels
-
-PIXELS = 64  # of a digit
 
 # ------------------------------------------------------------------- checks
 
@@ -60,7 +57,7 @@ def check(config: Any) -> None:
             raise InputError(
                 f"{part}.active_share={config[part].active_share!r} must lie between 0 and 1."
             )
-    if all(not named(formula).differentiable for formula in config.linear.penalties):
+    if not any(named(formula).differentiable for formula in config.linear.penalties):
         raise InputError("linear.penalties needs one that can be minimised beside the indicator.")
     for formula in config.digits.penalties:
         if not named(formula).differentiable:
@@ -123,10 +120,11 @@ def run(config: Any, workdir: str) -> list[Row]:
     """Runs every part and reports; what `workdir` holds already is not done again."""
     check(config)
     path = open_workdir(workdir, config.to_dict())
+    linear = {formula: named(formula) for formula in config.linear.penalties}
     parts: list[tuple[str, Callable[[], list[Row]]]] = [
-        (f"linear {formula}", lambda formula=formula: linear_rows(config, named(formula)))
-        for formula in config.linear.penalties
-        if named(formula).differentiable
+        (f"linear {formula}", lambda h=h: linear_rows(config, h))
+        for formula, h in linear.items()
+        if h.differentiable
     ]
     parts += [
         ("counterexamples", lambda: counterexample_rows(config)),
@@ -142,11 +140,11 @@ def run(config: Any, workdir: str) -> list[Row]:
         rows += _finished(path, f"[{index}/{len(parts)}] ", name, make)
     rows += [
         row
-        for formula in config.linear.penalties
-        if not named(formula).differentiable
-        for row in indicator_rows(config, named(formula), rows)
+        for h in linear.values()
+        if not h.differentiable
+        for row in indicator_rows(config, h, rows)
     ]
-    write(config, path, rows)
+    theorem3_report.write(config, path, rows)
     return rows
 
 
@@ -268,6 +266,13 @@ def _outcome(
     }
 
 
+def _energy(penalty: Penalty, error: float, row_squares: Any, dim: int) -> float:
+    """Eq. 6 of plain numbers, in float64."""
+    with jax.enable_x64(True):
+        at = Statistics(jnp.asarray(error), jnp.asarray(row_squares), dim)
+        return float(rae.energy(penalty, at))
+
+
 def _facts(penalty: Penalty) -> Row:
     return {
         "penalty": penalty.name,
@@ -336,28 +341,14 @@ def _exact(penalty: Penalty, x: np.ndarray, kappa: int) -> Row:
 def indicator_rows(config: Any, penalty: Penalty, rows: Sequence[Row]) -> list[Row]:
     """The indicator's best among all other penalties' solutions, with the homotopy and without."""
     settings, made = config.linear, []
+    least = settings.rank / settings.dim  # zero error and r rows
     for kappa in settings.kappas:
         for seed in settings.seeds:
-            pool = [
-                row for row in rows
-                if row["part"] == "linear" and (row["kappa"], row["seed"]) == (kappa, seed)
-            ]  # fmt: skip
-            with jax.enable_x64(True):
-                energies = [
-                    float(
-                        rae.energy(
-                            penalty,
-                            Statistics(
-                                jnp.asarray(row["error"]),
-                                jnp.asarray(row["row_squares"]),
-                                settings.dim,
-                            ),
-                        )
-                    )
-                    for row in pool
-                ]
+            pool = rows_of(rows, part="linear", kappa=kappa, seed=seed)
+            energies = [
+                _energy(penalty, row["error"], row["row_squares"], settings.dim) for row in pool
+            ]
             best = int(np.argmin(energies))
-            least = settings.rank / settings.dim  # zero error and r rows
             made.append(
                 {
                     **pool[best],
@@ -390,9 +381,8 @@ def counterexample_rows(config: Any) -> list[Row]:
             penalty = named(formula)
 
             def energy(error: float, row_squares: jax.Array, h: Penalty = penalty) -> float:
-                at = Statistics(jnp.asarray(error), row_squares, dim)
-                at_zero = Statistics(jnp.zeros(()), jnp.zeros_like(row_squares), dim)
-                return float(rae.energy(h, at) - rae.energy(h, at_zero))
+                at_zero = _energy(h, 0.0, jnp.zeros_like(row_squares), dim)
+                return _energy(h, error, row_squares, dim) - at_zero
 
             t = rae.best_shrinkage(penalty, balanced, mean_square)
             parts = rae.splitting_pays_from(penalty, variance)
@@ -539,430 +529,3 @@ def digits_rows(config: Any, penalty: Penalty) -> list[Row]:
                     }
                 )
     return rows
-
-
-# -------------------------------------------------------------------- report
-
-
-def _of(rows: Sequence[Row], **fields: Any) -> list[Row]:
-    """The rows that have these values."""
-    return [row for row in rows if all(row[name] == value for name, value in fields.items())]
-
-
-def _distinct(rows: Sequence[Row], field: str) -> list[Any]:
-    return list(dict.fromkeys(row[field] for row in rows))
-
-
-def _best(rows: Sequence[Row]) -> list[Row]:
-    """The linear rows that count: with the homotopy, or chosen from all for the indicator."""
-    return [row for row in rows if row["homotopy"] is not False]
-
-
-def _slope(row: Row) -> str:
-    """ "1", "1e6" or "∞"."""
-    slope = row["slope_at_zero"]
-    return "∞" if slope == "inf" else _short(slope)
-
-
-def _short(value: float, sign: str = "") -> str:
-    """Two digits at most and a short exponent: 0.25, 1e−6."""
-    small = 0 < abs(value) < 1e-3
-    text = f"{value:{sign}.1e}".replace(".0e", "e") if small else f"{value:{sign}.2g}"
-    return re.sub(r"e([+-])0*", lambda m: "e" + m[1].strip("+"), text).replace("-", "−")
-
-
-def _errors(values: Sequence[float], digits: int, zero: float = 0.0) -> str:
-    """Mean and spread over seeds; a bound where all are at most `zero`: zero but for rounding."""
-    if max(values) <= zero:
-        return f"≤ {_short(float(f'{max(values):.0e}'))}" if max(values) > 0 else "0"
-    mean, spread = report.mean_and_spread(values)
-    if mean >= 10.0 ** (1 - digits):
-        return report.with_spread(values, digits)
-    return _short(mean) + (f" ± {_short(spread)}" if spread is not None else "")
-
-
-def _field(rows: Sequence[Row], name: str) -> list[Any]:
-    return [row[name] for row in rows]
-
-
-def _signed(values: Sequence[float]) -> str:
-    """A mean difference with its sign; "0" where it is rounding."""
-    mean = float(np.mean(values))
-    return _short(mean, "+") if abs(mean) > 1e-9 else "0"
-
-
-def _share(count: int, of: int) -> str:
-    return f"{count} of {of}"
-
-
-def linear_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Error and active rows of every penalty at every kappa, over seeds."""
-    rows = _best(rows)
-    kappas = _distinct(rows, "kappa")
-    header = ["h(u)", "h′(0)"]
-    for kappa in kappas:
-        header += [f"error, κ = {kappa}", "rows"]
-    header += ["balanced"]
-    body = []
-    for penalty in _distinct(rows, "penalty"):
-        mine = _of(rows, penalty=penalty)
-        line = [penalty, _slope(mine[0])]
-        for kappa in kappas:
-            seeds = _of(mine, kappa=kappa)
-            zero = 1e-12 if all(_field(seeds, "zero_error")) else 0.0
-            line += [
-                _errors(_field(seeds, "error"), 3, zero),
-                report.with_spread(_field(seeds, "active"), 1),
-            ]
-        line += [_share(sum(row["balanced"] for row in mine), len(mine))]
-        body.append(line)
-    return header, body
-
-
-def homotopy_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """With the homotopy and without, at the largest kappa: rows, energies, single starts."""
-    rows = [row for row in rows if row["homotopy"] is not None]
-    rows = _of(rows, kappa=max(_distinct(rows, "kappa")))
-    header = ["h(u)"]
-    for name in ("homotopy", "from scratch"):
-        header += [f"{name}: rows", "energy − SVD's", "balanced starts"]
-    body = []
-    for penalty in _distinct(rows, "penalty"):
-        line = [penalty]
-        for homotopy in (True, False):
-            seeds = _of(rows, penalty=penalty, homotopy=homotopy)
-            line += [
-                report.with_spread([row["active"] for row in seeds], 1),
-                _signed([row["energy_above_svd"] for row in seeds]),
-                _share(
-                    sum(row["starts_balanced"] for row in seeds),
-                    sum(row["starts"] for row in seeds),
-                ),
-            ]
-        body.append(line)
-    return header, body
-
-
-def counterexample_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """The balanced solution's energy beside those of solutions that may undercut it."""
-    header = [
-        *("h(u)", "h′(0)", "balanced: energy", "shrunk by t", "its error"),
-        *("energy − balanced's", "split: rows", "energy − balanced's"),
-    ]
-    body = []
-    for row in rows:
-        shrunk = ["none pays", "", ""]
-        if row["shrinking_pays"]:
-            shrunk = [
-                f"{_short(row['shrinkage'])}",
-                _short(row["shrunk_error"]),
-                _signed([row["energy_shrunk"] - row["energy_balanced"]]),
-            ]
-        split = _signed([row["energy_split"] - row["energy_balanced"]])
-        body.append(
-            [
-                *(row["penalty"], _slope(row), report.number(row["energy_balanced"], 3), *shrunk),
-                *(f"{row['split_rows']:,}", split if split != "0" else "0 (a tie)"),
-            ]
-        )
-    return header, body
-
-
-def power_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Error and active rows by p."""
-    header = ["p", "error", "exact error", "scaling argument", "rows"]
-    body = []
-    for p in sorted(_distinct(rows, "p")):
-        seeds = _of(rows, p=p)
-        zero = 1e-12 if p <= 0.5 else 0.0
-        body.append(
-            [
-                f"{p:g}",
-                _errors(_field(seeds, "error"), 3, zero),
-                _errors(_field(seeds, "exact_error"), 3),
-                _errors(_field(seeds, "scaling_error"), 3),
-                report.with_spread(_field(seeds, "active"), 1),
-            ]
-        )
-    return header, body
-
-
-def digits_table(rows: Sequence[Row], kept: int) -> tuple[list[str], list[list[str]]]:
-    """Deep autoencoders on one data set: error and active rows, with the homotopy or not."""
-    header = ["h(u)", "homotopy", "error", "test error", "rows"]
-    body = []
-    for penalty in _distinct(rows, "penalty"):
-        for homotopy in (True, False):
-            if seeds := _of(rows, kept=kept, penalty=penalty, homotopy=homotopy):
-                body.append(
-                    [
-                        *(penalty, "yes" if homotopy else "no"),
-                        *(_errors(_field(seeds, name), 4) for name in ("error", "test_error")),
-                        report.with_spread(_field(seeds, "active"), 1),
-                    ]
-                )
-    return header, body
-
-
-def _digits_name(kept: int) -> str:
-    return "as they are" if kept == PIXELS else f"rank {kept}"
-
-
-def sentence(rows: Sequence[Row]) -> str:
-    """What was seen, in one sentence, from the rows alone."""
-    linear = _best(_of(rows, part="linear"))
-    kappa = max(row["kappa"] for row in linear)
-    groups: dict[str, list[str]] = {"balanced": [], "redundant": [], "inexact": []}
-    for penalty in _distinct(linear, "penalty"):
-        seeds = _of(linear, penalty=penalty, kappa=kappa)
-        if all(row["balanced"] for row in seeds):
-            groups["balanced"].append(penalty)
-        elif all(row["zero_error"] for row in seeds):
-            groups["redundant"].append(penalty)
-        else:
-            groups["inexact"].append(penalty)
-    said = {
-        "balanced": f"zero error with exactly {linear[0]['rank']} rows under",
-        "redundant": "zero error with more rows than that under",
-        "inexact": "an error left under",
-    }
-    parts = [f"{said[name]} {', '.join(group)}" for name, group in groups.items() if group]
-    powers = _of(rows, part="power")
-    exact = [p for p in _distinct(powers, "p") if all(r["zero_error"] for r in _of(powers, p=p))]
-    tail = f"along u^p the error is zero up to p = {max(exact):g}" if exact else "no u^p reaches it"
-    digits = _of(rows, part="digits", homotopy=True)
-    kept = min(_distinct(digits, "kept"))
-    deep = [
-        f"{np.mean(_field(_of(digits, kept=kept, penalty=penalty), 'active')):.2g} under {penalty}"
-        for penalty in _distinct(digits, "penalty")
-    ]
-    return (
-        f"With κ = {kappa} latents on data of rank {linear[0]['rank']}: {'; '.join(parts)}; "
-        f"{tail}. A deep autoencoder with {digits[0]['kappa']} latents on the digits "
-        f"({_digits_name(kept)}) keeps {', '.join(deep)}."
-    )
-
-
-def protocol(config: Any, rows: Sequence[Row]) -> dict[str, str]:
-    """How the numbers of every table were made, in full sentences."""
-    linear, digits = config.linear, config.digits
-
-    def over(seeds: Sequence[int]) -> str:
-        if len(seeds) == 1:
-            return f"One seed ({seeds[0]}), so no spread."
-        return (
-            f"Mean ± standard deviation over the {len(seeds)} seeds {', '.join(map(str, seeds))}."
-        )
-
-    indicator = "".join(
-        f" {named(formula).name} is evaluated, not minimised: its line is the solution of least "
-        "energy among those of all other penalties."
-        for formula in linear.penalties
-        if not named(formula).differentiable
-    )
-    kept = min(_distinct(_of(rows, part="digits"), "kept"))
-    return {
-        "linear": (
-            f"Data: rank {linear.rank} exactly, d = {linear.dim}, n = {linear.examples}, normal "
-            "codes times normal loadings. x̂ = W_x z, columns of W_x of norm one, codes free (a "
-            f"linear encoder does as well). Reweighted ridge steps, {linear.steps} of them, in "
-            f"float64; best of {linear.starts} random decoders by h's own energy; the smoothing "
-            f"of h(u+ε) falls from {_short(linear.smoothing_start)} to "
-            f"{_short(linear.smoothing_end)} of the data's mean square norm (the homotopy). "
-            f"{over(linear.seeds)} Error is ‖X−X̂‖²/(dn). A row is active above "
-            f"{_short(linear.active_share)} of the data's mean square norm. Balanced: an error "
-            f"below {_short(linear.zero_error)} of the data's mean square with {linear.rank} "
-            f"rows, counted over κ and seeds.{indicator}"
-        ),
-        "homotopy": (
-            f"κ = {max(linear.kappas)}. From scratch: the smoothing is "
-            f"{_short(linear.smoothing_end)} from the first step. SVD's is the energy of zero "
-            f"error with {linear.rank} rows: below it, h prefers another solution; 0 or nearly, a "
-            "tie or convergence to it; well above it, a local minimum. Balanced starts are "
-            "counted over seeds and single starts."
-        ),
-        "counterexamples": (
-            f"Data: {linear.rank} orthogonal directions of variance "
-            f"{_short(config.counterexamples.variance)}, d = {linear.dim}; no zero-error solution "
-            f"with {linear.rank} rows has less energy than the balanced one shown. Shrunk: "
-            "Z → (1−t)Z at its best t. Split: every row in the least number of equal parts that "
-            "pays, or in two where none ever does. Energies with h(0) = 0. A negative difference "
-            "is a solution that h prefers to balance: a bounded slope always has both kinds."
-        ),
-        "power": (
-            f"κ = {config.power.kappa}, the data and starts of the first table. Exact: the global "
-            "minimum, by search over one threshold of the singular values. Scaling argument: "
-            "where Z → (1−t)Z stops, to first order, starting from the SVD."
-        ),
-        "digits": (
-            f"Full batch of {len(load('digits').train)} images; errors are per pixel. MLPs of "
-            f"width {digits.width}, {digits.encoder_layers} layers for the encoder and "
-            f"{digits.decoder_layers} for the decoder, {digits.activation}; the decoder's weights "
-            f"that leave a unit have norm one; κ = {digits.kappa}. Adam at "
-            f"{_short(digits.learning_rate)}, {digits.steps} steps; smoothing from "
-            f"{_short(digits.smoothing_start)} to {_short(digits.smoothing_end)} over the first "
-            f"{digits.smoothing_share:.0%} of them (the homotopy), or at its end throughout. "
-            f"{_digits_name(kept).capitalize()}: the digits' first principal components, so that "
-            f"the rows needed are known. A row is active above {_short(digits.active_share)} of "
-            f"the images' variance. {over(digits.seeds)}"
-        ),
-    }
-
-
-def draw_linear(rows: Sequence[Row]) -> plt.Figure:
-    """Error and active rows by penalty, a colour per kappa, every seed a point.
-
-    The error is the homotopy's alone; the rows without it are hollow.
-    """
-    penalties, kappas = _distinct(rows, "penalty"), _distinct(rows, "kappa")
-    rank, floor = rows[0]["rank"], 1e-15
-    figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.4))
-    jitter = np.linspace(-0.05, 0.05, len(_distinct(rows, "seed")))
-    for colour, kappa, offset in zip(
-        report.COLOURS * 3, kappas, np.linspace(-0.25, 0.25, len(kappas)), strict=False
-    ):
-        for axis, field, homotopy in (
-            (axes[0], "error", True), (axes[1], "active", False), (axes[1], "active", True),
-        ):  # fmt: skip
-            chosen = [row for row in rows if (row["homotopy"] is not False) == homotopy]
-            places, values = [], []
-            for place, penalty in enumerate(penalties):
-                seeds = _of(chosen, penalty=penalty, kappa=kappa)
-                places += [place + offset + step for step in jitter[: len(seeds)]]
-                values += [max(row[field], floor) for row in seeds]
-            axis.plot(
-                places, values, "o", color=colour, markersize=3.5 if homotopy else 6,
-                markerfacecolor=colour if homotopy else "none", markeredgewidth=0.7,
-                linestyle="none", label=f"κ = {kappa}" if homotopy else None,
-            )  # fmt: skip
-    axes[1].plot([], [], "o", color="0.3", markersize=6, markerfacecolor="none",
-                 linestyle="none", label="without the homotopy")  # fmt: skip
-    axes[0].set_yscale("log")
-    axes[0].axhspan(floor / 5, 1e-10, color="0.93", zorder=0)
-    axes[0].text(-0.5, 2e-11, "zero, but for smoothing and rounding", fontsize=7.5, va="top")
-    axes[0].set_ylim(floor / 5, 5)
-    axes[0].set_title("error  ‖X−X̂‖²/(dn)", fontsize=9)
-    axes[1].axhline(rank, color="0.3", linewidth=1, linestyle="--", zorder=0)
-    axes[1].text(len(penalties) - 0.35, rank, f"r = {rank}", color="0.3", fontsize=8, va="center")
-    axes[1].set_yticks(sorted({0, rank, *kappas}))
-    axes[1].set_ylim(0, max(kappas) * 1.08)
-    axes[1].set_title("active rows", fontsize=9)
-    for axis in axes:
-        axis.set_xlim(-0.6, len(penalties) - 0.4)
-        axis.set_xticks(
-            range(len(penalties)), penalties, rotation=35, ha="right", rotation_mode="anchor"
-        )
-        axis.grid(axis="x", visible=False)
-    handles, labels = axes[1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=len(handles),
-                  bbox_to_anchor=(0.5, -0.07))  # fmt: skip
-    figure.tight_layout()
-    return figure
-
-
-def draw_power(rows: Sequence[Row]) -> plt.Figure:
-    """Error and active rows against p: found, exact, and by the scaling argument."""
-    exponents, rank = sorted(_distinct(rows, "p")), rows[0]["rank"]
-    figure, axes = plt.subplots(1, 2, figsize=(7.6, 3.0))
-    floor = 1e-16
-
-    def mean(field: str) -> list[float]:
-        return [float(np.mean([row[field] for row in _of(rows, p=p)])) for p in exponents]
-
-    above = [index for index, p in enumerate(exponents) if p > 0.5]
-    for field, style, label in (
-        ("exact_error", "-", "exact minimum"),
-        ("scaling_error", "--", "scaling argument"),
-    ):
-        axes[0].plot(
-            [exponents[i] for i in above], [max(mean(field)[i], floor) for i in above], style,
-            color="0.35", linewidth=1.3, label=label,
-        )  # fmt: skip
-    for axis, field, label in zip(axes, ("error", "active"), ("best start", None), strict=True):
-        axis.plot(
-            [row["p"] for row in rows], [max(row[field], floor) for row in rows], "o",
-            color=report.COLOURS[0], markersize=4, alpha=0.7, label=label,
-        )  # fmt: skip
-        axis.axvline(0.5, color=report.COLOURS[1], linewidth=1)
-        axis.set_xlabel("p of h(u) = u^p")
-    axes[0].set_yscale("log")
-    axes[0].set_ylim(floor / 3, 3)
-    axes[0].set_title("error  ‖X−X̂‖²/(dn)", fontsize=9)
-    axes[0].legend(loc="lower right", fontsize=8)
-    axes[0].text(0.49, 0.3, "p = ½", color=report.COLOURS[1], ha="right", fontsize=8)
-    axes[1].set_ylim(0, rows[0]["kappa"] * 1.1)
-    axes[1].axhline(rank, color="0.3", linewidth=1, linestyle="--", zorder=0)
-    axes[1].text(1.0, rank + 0.12, f"r = {rank}", color="0.3", fontsize=8, ha="right")
-    axes[1].set_title(f"active rows of κ = {rows[0]['kappa']}", fontsize=9)
-    figure.tight_layout()
-    return figure
-
-
-def draw_digits(rows: Sequence[Row]) -> plt.Figure:
-    """Every latent's mean square, largest first, under every penalty, for every data set."""
-    kepts, penalties = _distinct(rows, "kept"), _distinct(rows, "penalty")
-    figure, axes = plt.subplots(
-        1, len(kepts), figsize=(4.2 * len(kepts), 3.1), sharey=True, squeeze=False
-    )
-    for axis, kept in zip(axes[0], kepts, strict=True):
-        for colour, penalty in zip(report.COLOURS * 3, penalties, strict=False):
-            seeds = _of(rows, kept=kept, penalty=penalty, homotopy=True)
-            for index, row in enumerate(seeds):
-                axis.plot(
-                    range(1, row["kappa"] + 1), row["row_squares"], "o-", color=colour,
-                    markersize=2.5, linewidth=1, alpha=0.8, label=None if index else penalty,
-                )  # fmt: skip
-        if kept < rows[0]["kappa"]:
-            axis.axvline(kept + 0.5, color="0.3", linewidth=1, linestyle="--", zorder=0)
-        axis.set_yscale("log")
-        axis.set_xticks([1, *range(4, rows[0]["kappa"] + 1, 4)])
-        axis.set_xlabel("latent, largest first")
-        axis.set_title(f"digits, {_digits_name(kept)}", fontsize=9)
-    axes[0, 0].set_ylabel("mean square  ‖z_k‖²/n")
-    axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), title="h(u)")
-    figure.tight_layout()
-    return figure
-
-
-def write(config: Any, path: Path, rows: Sequence[Row]) -> None:
-    """Writes rows, tables and figures into `path`, and prints the tables."""
-    parts = {
-        part: _of(rows, part=part) for part in ("linear", "counterexamples", "power", "digits")
-    }
-    for part, content in parts.items():
-        report.write_rows(content, path, part)
-    for part, draw in (("linear", draw_linear), ("power", draw_power), ("digits", draw_digits)):
-        report.save_figure(lambda draw=draw, part=part: draw(parts[part]), path / f"{part}.png")
-    how = protocol(config, rows)
-    sections = []
-    for title, table, key, figure in (
-        ("Linear decoders", linear_table(parts["linear"]), "linear", "linear.png"),
-        ("The homotopy", homotopy_table(parts["linear"]), "homotopy", ""),
-        (
-            "Counter-examples",
-            counterexample_table(parts["counterexamples"]),
-            "counterexamples",
-            "",
-        ),
-        ("The threshold of u^p", power_table(parts["power"]), "power", "power.png"),
-        *(
-            (f"Deep: the digits, {_digits_name(kept)}", digits_table(parts["digits"], kept), "", "")
-            for kept in _distinct(parts["digits"], "kept")
-        ),
-        ("Deep: how it was made", None, "digits", "digits.png"),
-    ):
-        text = [report.markdown_table(*table)] if table else []
-        text += [how[key]] if key else []
-        text += [f"![{title}]({figure})"] if figure else []
-        sections.append("\n\n".join([f"## {title}", *text]))
-        if table:
-            print(f"\n{title}\n{report.markdown_table(*table)}")
-    write_atomically(
-        path / "table.md",
-        f"# {config.name}: which h make eq. 6 balanced\n\n{sentence(rows)}\n\n"
-        + "\n\n".join(sections)
-        + f"\n\n```json\n{json.dumps(config.to_dict(), indent=1)}\n```\n",
-    )
-    print(f"\ntables {path / 'table.md'}")
-    print("figures", *(path / f"{part}.png" for part in ("linear", "power", "digits")))
-    print(f"\n{sentence(rows)}")

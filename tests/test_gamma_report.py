@@ -1,0 +1,291 @@
+import json
+import math
+
+import matplotlib.pyplot as plt
+import ml_collections
+import numpy as np
+import pytest
+
+from vaebal.data import ImageSet
+from vaebal.experiments import gamma_report
+
+ARMS = ("learned 0.01", "adaptive", "fixed at adaptive", "learned 0.001")
+
+
+def row(arm, rank, seed, active, error, mmd, **changes):
+    numbers = dict.fromkeys(("kl", "train_seconds", "gamma_residual_train"), 1.0)
+    numbers |= dict.fromkeys(
+        ("error_mean_se", "negative_elbo_se", "mmd_se", "mmd_active_se"), 0.001
+    )
+    return {
+        **{"arm": arm, "rank": rank, "seed": seed, "kappa": 20, "steps": 1000, "epochs": 10},
+        **numbers,
+        **{"data": "rendered", "batch_size": 8, "test_images": 100, "noise": 0.0},
+        **{"gamma": 1e-4, "gamma_start": 1.0, "gamma_residual_relative": -0.01},
+        **{"error_mean": error, "negative_elbo": -1000.0 + error, "mmd": mmd, "mmd_active": mmd},
+        **{"active_0.01": float(active), "informative": active, "residual_over_gamma": 0.5},
+        **{"factor_r2": [0.9] * rank, "variance_per_dimension": [0.1] * 20},
+        **changes,
+    }
+
+
+def some_rows(ranks=(2, 4), seeds=(0, 1, 2), arms=ARMS):
+    """The adaptive arm balanced at twice the error of the fast one; 0.001 wrong at one seed."""
+    excess = {"learned 0.01": 5, "adaptive": 0, "fixed at adaptive": 10, "learned 0.001": 0}
+    errors = {"learned 0.01": 1.0, "adaptive": 2.0, "fixed at adaptive": 0.8, "learned 0.001": 1.5}
+    mmds = {"learned 0.01": 0.4, "adaptive": 0.1, "fixed at adaptive": 0.3, "learned 0.001": 0.2}
+    return [
+        row(
+            *(arm, rank, seed, (rank or 4) + excess[arm] + (arm == "learned 0.001" and seed == 1)),
+            *(errors[arm] * (1 + seed), mmds[arm] * (1 + seed)),
+        )
+        for rank in ranks
+        for seed in seeds
+        for arm in arms
+    ]
+
+
+def cells(table, column):
+    """One column of a table, by its first cells (r and arm, or arm)."""
+    header, body = table
+    keys = 2 if header[0] == "r" else 1
+    return {line[:keys][-1] if keys == 1 else tuple(line[:2]): line[header.index(column)]
+            for line in body}  # fmt: skip
+
+
+def experiment(rows):
+    """What `write` takes, small: 4 × 4 grey images."""
+    config = ml_collections.ConfigDict({
+        "name": "test", "data": {"noise": 0.1}, "model": {"latents": 20},
+        "train": {"epochs": 10, "batch_size": 8, "learning_rate": 1e-3, "guard": 2.0},
+    })  # fmt: skip
+    keys = [(each["arm"], each["rank"], each["seed"]) for each in rows]
+    entry = {"squared_error": 1.6, "gamma": 0.05, "latent_gradient": 3.0, "active": 5.0}
+    histories = {
+        key: [entry | {"step": step, "latent_gradient": float(step + 1)} for step in (0, 10, 20)]
+        for key in keys
+    }
+    shapes = dict.fromkeys(("images", "reconstructions", "samples"), np.full((3, 16), 0.5))
+    images = ImageSet("rendered", np.zeros((8, 16)), np.zeros((4, 16)), (4, 4, 1))
+    return config, histories, dict.fromkeys(keys, shapes), images
+
+
+def test_the_papers_table_2_is_transcribed_right():
+    """Its ratios, as the text states them: about the same error, more than 3 times the MMD."""
+    header, body = gamma_report.paper_table(some_rows(arms=("adaptive",)))
+    assert len(body) == 2
+    assert [line[header.index("Rec. ratio")] for line in body] == ["0.985", "0.992"]
+    assert [line[header.index("MMD ratio")] for line in body] == ["3.44", "3.13"]
+    assert body[0][2:4] + body[0][5:7] == ["60.5", "59.6", "20.24", "69.59"]
+    assert body[1][2:4] + body[1][5:7] == ["352.8", "349.9", "93.3", "291.8"]
+
+
+def test_our_ratios_are_of_the_same_r_and_seed():
+    """Errors and MMDs vary threefold with the seed, their ratios not at all."""
+    header, body = gamma_report.paper_table(some_rows())
+    for line in body[2:]:
+        assert line[header.index("Rec. ratio")] == "0.400 ± 0.000"
+        assert line[header.index("MMD ratio")] == "3.00 ± 0.00"
+    assert [line[0] for line in body[2:]] == ["rendered, r = 2", "rendered, r = 4"]
+    unpaired = [each for each in some_rows() if (each["arm"], each["seed"]) != ("adaptive", 0)]
+    assert len(gamma_report.pairs_of(unpaired, "fixed at adaptive")) == 4
+
+
+@pytest.mark.parametrize(
+    ("learned", "fixed", "text"),
+    [
+        ((0.1, 0.001), (0.3, 0.001), "3.00"),
+        ((0.01, 0.01), (0.5, 0.01), "> 16.0"),  # (.5 − .02) / (.01 + .02)
+        ((-0.01, 0.01), (0.5, 0.01), "> 24.0"),  # (.5 − .02) / .02
+        ((0.0, 0.01), (0.01, 0.01), "–"),
+    ],
+)
+def test_an_mmd_that_may_be_zero_bounds_the_ratio(learned, fixed, text):
+    pair = [row("adaptive", 2, 0, 2, 1.0, mmd, mmd_se=error) for mmd, error in (learned, fixed)]
+    assert gamma_report.mmd_ratio([tuple(pair)]) == text
+
+
+def test_runs_with_exactly_r_are_counted():
+    rows = some_rows()
+    main = cells(gamma_report.main_table(rows), "= r")
+    assert main["2", "adaptive"] == "3 of 3"
+    assert main["4", "learned 0.001"] == "2 of 3"
+    assert main["4", "fixed at γ* of adaptive"] == "0 of 3"
+    summary = cells(gamma_report.summary_table(rows), "active = r")
+    assert list(summary.values()) == ["6 of 6", "4 of 6", "0 of 6", "0 of 6"]
+    excess = cells(gamma_report.summary_table(rows), "active − r")
+    assert excess["learned 0.01"] == "+5.00 ± 0.00"
+    assert excess["adaptive"] == "0.00 ± 0.00"
+
+
+def test_where_r_is_unknown_nothing_is_counted():
+    rows = some_rows(ranks=(0,))
+    for table in (gamma_report.main_table(rows), gamma_report.summary_table(rows)):
+        assert all("of 3" not in cell for line in table[1] for cell in line)
+    assert set(cells(gamma_report.main_table(rows), "factor R²").values()) == {""}
+    assert "Exactly" not in gamma_report.sentence(rows)
+
+
+def test_the_price_is_beside_the_crowded_learned_run_of_least_error():
+    """Neither a balanced run nor one with gamma fixed is the reference, whatever its error."""
+    rows = some_rows() + [
+        row("learned 0.1", 2, 0, 3, 1.9, 0.1),
+        row("learned 1", 2, 0, 2, 0.1, 0.1),
+    ]
+    reference = gamma_report.crowded(rows)
+    assert {run["arm"] for run in reference.values()} == {"learned 0.01"}
+    adaptive = gamma_report.of(rows, arm="adaptive")
+    for (error, elbo), run in zip(gamma_report.price(adaptive, reference), adaptive, strict=True):
+        assert error == pytest.approx(2)
+        assert elbo == pytest.approx(run["error_mean"] / 2)
+    balanced = [run for run in rows if run["active_0.01"] == run["rank"]]
+    assert gamma_report.crowded(balanced) == {}
+    assert set(cells(gamma_report.summary_table(balanced), "Rec. Err. ×").values()) == {""}
+
+
+def test_the_sentence_is_made_of_the_rows():
+    text = gamma_report.sentence(some_rows())
+    assert "with the adaptive homotopy in 6 of 6 runs (active − r = 0 on average)" in text
+    assert "learned at 0.001 nats a step, the best rate here, in 4 of 6 runs" in text
+    assert "learned at 0.01 nats a step, the fastest, in 0 of 6 runs" in text
+    assert "error is 2.00 times as large and its −ELBO 2.0 nats higher (worse)" in text
+    assert "the higher MMD² in 6 of 6 pairs (0.200 → 0.600 on average; the paper's" in text
+    assert "within 1.0 % of stationary" in text
+
+
+def test_the_sentence_speaks_against_the_paper_where_the_rows_do():
+    turned = [
+        run | {"mmd": -run["mmd"], "negative_elbo": -run["negative_elbo"]} for run in some_rows()
+    ]
+    text = gamma_report.sentence(turned)
+    assert "the higher MMD² in 0 of 6 pairs" in text
+    assert "not the paper's direction" in text
+    assert "nats lower (better)" in text
+    assert "(active − r = −1.00 on average)" in gamma_report.sentence(
+        [row("adaptive", 3, 0, 2, 1, 1)]
+    )
+
+
+def test_the_adaptive_runs_speed_is_its_mean():
+    """Taking that many steps of that size leads from gamma's start to its end."""
+    run = row("adaptive", 2, 0, 2, 1.0, 0.1, gamma_start=4.0, gamma=3e-4, steps=700)
+    assert 4.0 * math.exp(-gamma_report.speed(run) * 700) == pytest.approx(3e-4)
+    assert gamma_report.speed(row("learned 0.003", 2, 0, 2, 1, 1)) == 0.003
+    assert gamma_report.speed(row("annealed 0.02 to adaptive", 2, 0, 2, 1, 1)) == 0.02
+    assert math.isnan(gamma_report.speed(row("fixed at learned 0.003", 2, 0, 2, 1, 1)))
+
+
+def test_arms_come_by_kind_and_speed():
+    wanted = [
+        *("adaptive", "learned 3e-4", "learned 0.01", "learned 0.1", "adam 0.001"),
+        *("annealed 0.1 to adaptive", "fixed at adaptive", "fixed at learned 0.01"),
+    ]
+    assert gamma_report.in_order(wanted[::-1] * 2) == wanted
+    looks = gamma_report.looks(wanted)
+    assert list(looks) == wanted
+    colours = [tuple(np.atleast_1d(looks[arm]["color"])) for arm in wanted]
+    assert len(set(colours[:6])) == 6
+    assert colours[6:] == [colours[0], colours[2]]
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ([45.6], "45.6"),
+        ([1.43e-6], "1.43e−6"),
+        ([1.4e-6, 1.6e-6], "(1.50 ± 0.14)e−6"),
+        ([-0.0002, 0.0002], "(0.00 ± 2.83)e−4"),
+        ([0.0], "0"),
+        ([1000.0, 1002.0], "1001 ± 1"),
+    ],
+)
+def test_three_figures_at_any_scale(values, text):
+    assert gamma_report.scaled(values) == text
+
+
+@pytest.fixture
+def closing():
+    yield
+    plt.close("all")
+
+
+def test_the_headline_figure_shows_the_rows_means(closing):
+    rows = some_rows(ranks=(2,))
+    dimensions, mmd, error = gamma_report.draw_speed(rows).axes
+    for axis, field in ((dimensions, None), (mmd, "mmd"), (error, "error_mean")):
+        lines = [line for line in axis.lines if line.get_marker() in ("o", "*", "x")]
+        seen = {line.get_marker(): line.get_xydata() for line in lines}
+        for marker, arms in (
+            ("o", ["learned 0.001", "learned 0.01"]), ("*", ["adaptive"]),
+            ("x", ["fixed at adaptive"]),
+        ):  # fmt: skip
+            runs = [gamma_report.of(rows, arm=arm) for arm in arms]
+            means = [
+                np.mean([run[field] if field else run["active_0.01"] - 2 for run in seeds])
+                for seeds in runs
+            ]
+            np.testing.assert_allclose(seen[marker][:, 1], means)
+        np.testing.assert_allclose(seen["o"][:, 0], [0.001, 0.01])
+        np.testing.assert_allclose(seen["*"][:, 0], math.log(1e4) / 1000)
+        assert seen["x"][0, 0] > 0.02
+        low, high = axis.get_ylim()
+        assert all(low < value < high for points in seen.values() for value in points[:, 1])
+
+
+def test_no_seed_hides_another_in_the_dimensions_figure(closing):
+    rows = some_rows()
+    axes = gamma_report.draw_dimensions(rows).axes
+    assert len(axes) == len(ARMS)
+    for axis, arm in zip(axes, gamma_report.in_order(ARMS), strict=True):
+        points = [
+            tuple(point)
+            for line in axis.lines
+            if line.get_linestyle() == "None"
+            for point in line.get_xydata()
+        ]
+        runs = gamma_report.of(rows, arm=arm)
+        assert len(set(points)) == len(runs)
+        drawn = sorted((round(x), y) for x, y in points)
+        assert drawn == sorted((run["rank"], run["active_0.01"]) for run in runs)
+        diagonal = axis.lines[0].get_xydata()
+        np.testing.assert_array_equal(diagonal[:, 0], diagonal[:, 1])
+
+
+def test_figure_1_is_of_the_median_r_with_errors_per_pixel(closing):
+    rows = some_rows(ranks=(2, 4, 7))
+    _, histories, _, images = experiment(rows)
+    figure = gamma_report.draw_homotopy(histories, images)
+    assert figure.get_suptitle().startswith("r = 4;")
+    gradient, gamma, _ = figure.axes
+    assert len(gradient.lines) == len(ARMS) * 3
+    np.testing.assert_array_equal(gradient.lines[0].get_xydata(), [[1, 1], [10, 11], [20, 21]])
+    dotted = [line.get_ydata() for line in gamma.lines if line.get_linestyle() == ":"]
+    np.testing.assert_allclose(dotted, 1.6 / 16)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "seeds", "arms", "missing"),
+    [
+        ((2, 4), (0, 1), ARMS, ()),
+        ((0,), (0,), ("learned 0.01", "fixed at learned 0.01"), ("dimensions.png",)),
+        ((3,), (5,), ("adaptive",), ()),
+    ],
+)
+def test_a_report_leaves_out_only_what_the_rows_do_not_have(
+    tmp_path, capsys, ranks, seeds, arms, missing
+):
+    rows = [row(arm, rank, seed, 3, 1.0, 0.1) for rank in ranks for seed in seeds for arm in arms]
+    config, histories, pictures, images = experiment(rows)
+    gamma_report.write(config, tmp_path, rows, histories, pictures, images)
+    text = (tmp_path / "table.md").read_text()
+    for figure in ("speed.png", "dimensions.png", "homotopy.png", "pictures.png"):
+        assert (tmp_path / figure).exists() == (figure not in missing)
+        assert (f"({figure})" in text) == (figure not in missing)
+    assert json.loads((tmp_path / "rows.json").read_text()) == rows
+    assert "nan" not in text
+    assert ("±" in text.split("## Learned against")[0].split("## By r")[1].split("\n\n")[1]) == (
+        len(seeds) > 1
+    )
+    assert "a floor of 0.01" in text
+    printed = capsys.readouterr().out
+    assert printed.rstrip().endswith(gamma_report.sentence(rows))

@@ -1,0 +1,487 @@
+"""Learned against fixed gamma on images (Table 2, Figure 1), and the speed of gamma's descent.
+
+A run is an arm (how gamma moves), a data set's true dimension r where it is known, and a seed.
+The seeds of an arm and r train together, and one compiled program serves every arm and r: rates,
+prescribed ends and fixed values of gamma are its inputs.
+"""
+
+import dataclasses
+import itertools
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vaebal import evaluation, mmd
+from vaebal.checkpoints import Checkpoints, open_workdir, write_atomically
+from vaebal.data import MANIFOLDS, ImageSet, load, manifold, mean_image, steps_per_epoch
+from vaebal.errors import InputError
+from vaebal.experiments import checks, gamma_report
+from vaebal.models import GaussianVAE, conv_vae, infogan_vae, mlp_vae, prior_samples
+from vaebal.nets import ACTIVATIONS
+from vaebal.progress import Progress
+from vaebal.streams import stream
+from vaebal.training import Member, Optimisation, Trainer, fit, member_params, stack_members
+
+NETWORKS = ("conv", "infogan", "mlp")
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """How gamma moves.
+
+    Attributes:
+      name: as in the config: "adaptive", "learned RATE", "adam RATE", "annealed RATE to ARM",
+        "fixed at ARM".
+      kind: its first word.
+      rate: nats of log gamma a step, at most; 0 for a fixed gamma.
+      of: the arm whose final gamma this one ends at; "" for a learned gamma.
+    """
+
+    name: str
+    kind: str
+    rate: float
+    of: str = ""
+
+
+class Run(NamedTuple):
+    """One training run; r = 0 where the data's true dimension is not known."""
+
+    arm: str
+    rank: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Its folder's name."""
+        return f"{self.arm.replace(' ', '_')}_r{self.rank}_seed{self.seed}"
+
+
+def parse_arm(text: str, fastest: float) -> Arm:
+    """The arm that `text` spells; the adaptive homotopy moves at most `fastest` nats a step.
+
+    Raises:
+      InputError: it spells none.
+    """
+    match text.split():
+        case ["adaptive"]:
+            return Arm(text, "adaptive", fastest)
+        case ["learned" | "adam" as kind, rate] if _is_rate(rate):
+            return Arm(text, kind, float(rate))
+        case ["annealed", rate, "to", *of] if of and _is_rate(rate):
+            return Arm(text, "annealed", float(rate), " ".join(of))
+        case ["fixed", "at", *of] if of:
+            return Arm(text, "fixed", 0.0, " ".join(of))
+    raise InputError(
+        f"train.arms holds {text!r}: an arm is 'adaptive', 'learned RATE', 'adam RATE', "
+        "'annealed RATE to ARM' or 'fixed at ARM', with a RATE in nats of log γ a step."
+    )
+
+
+def _is_rate(text: str) -> bool:
+    try:
+        return 0 < float(text) < float("inf")
+    except ValueError:
+        return False
+
+
+def arms(config: Any) -> list[Arm]:
+    """The config's arms, each after the arm whose final gamma it needs.
+
+    Raises:
+      InputError: an arm that none spells, or that needs the final gamma of one that is not run.
+    """
+    found: list[Arm] = []
+    for text in checks.distinct(config, "train.arms"):
+        arm = parse_arm(text, config.train.fastest)
+        if arm.of and arm.of not in [other.name for other in found]:
+            raise InputError(
+                f"train.arms holds {text!r}, but {arm.of!r} is not run before it, so its final γ "
+                "is not known: put it earlier in the list."
+            )
+        found.append(arm)
+    return found
+
+
+def check(config: Any) -> None:
+    """Raises InputError for the first field that cannot be meant."""
+    arms(config)
+    known = config.data.name in MANIFOLDS
+    if known:
+        for rank in checks.distinct(config, "data.ranks"):
+            if not isinstance(rank, int) or not 1 <= rank <= 12:
+                raise InputError(
+                    f"data.ranks={tuple(config.data.ranks)!r} must be integers in 1..12."
+                )
+        checks.positive_integers(config, "data.train_size", "data.test_size")
+    for seed in checks.distinct(config, "train.seeds"):
+        if not isinstance(seed, int) or not 0 <= seed < 2**31:
+            raise InputError(f"train.seeds={config.train.seeds!r} must be integers in [0, 2^31).")
+    checks.positive_integers(
+        config,
+        *("data.resolution", "model.latents", "model.width", "model.blocks", "model.patch"),
+        *("train.epochs", "train.batch_size", "train.epochs_per_chunk"),
+        *("train.epochs_per_checkpoint", "eval.block", "eval.pictures", "eval.mmd_samples"),
+    )
+    checks.positive_numbers(config, "train.learning_rate", "train.clip_norm", "train.fastest")
+    checks.positive_numbers(
+        config, "data.noise", "model.gamma", "train.final_learning_rate", "train.warmup_steps",
+        "train.guard", "train.slowest", zero=True,
+    )  # fmt: skip
+    checks.one_of(config, "model.network", NETWORKS)
+    checks.one_of(config, "model.activation", tuple(ACTIVATIONS))
+    start, end = config.train.release
+    if not 0 <= start < end <= 1:
+        raise InputError(
+            f"train.release={(start, end)!r} must be shares of the steps, 0 <= start < end <= 1."
+        )
+
+
+def open_data(config: Any, rank: int) -> ImageSet:
+    """The images, on a manifold of dimension `rank` where that is not 0."""
+    data = config.data
+    if not rank:
+        return load(
+            data.name, data.dir, resolution=data.resolution, folder=data.folder, bad=data.bad
+        )
+    return manifold(
+        data.name, rank=rank, resolution=data.resolution, train_size=data.train_size,
+        test_size=data.test_size, noise=data.noise, seed=data.seed,
+    )  # fmt: skip
+
+
+def check_against_data(config: Any, images: ImageSet) -> None:
+    """Raises InputError where the config does not fit the data or the devices."""
+    if config.train.batch_size > len(images.train):
+        raise InputError(
+            f"train.batch_size={config.train.batch_size} is larger than the {len(images.train)} "
+            f"training images of {images.name!r}: lower it."
+        )
+    if config.train.batch_size % jax.device_count():
+        raise InputError(
+            f"train.batch_size={config.train.batch_size} must be a multiple of the "
+            f"{jax.device_count()} devices that share it."
+        )
+    try:
+        build_model(config, images.image_shape)
+    except ValueError as error:
+        raise InputError(f"model.patch={config.model.patch}: {error}") from error
+
+
+def build_model(config: Any, image_shape: tuple[int, int, int]) -> GaussianVAE:
+    """The config's network on images of `image_shape`; gamma is always a parameter."""
+    settings = config.model
+    shared = {
+        "latents": settings.latents,
+        "activation": ACTIVATIONS[settings.activation],
+        "affine_skip": settings.affine_skip,
+        "log_var_init": settings.log_var_init,
+    }
+    if settings.network == "infogan":
+        return infogan_vae(image_shape=image_shape, **shared)
+    if settings.network == "conv":
+        return conv_vae(
+            image_shape=image_shape, patch=settings.patch, width=settings.width,
+            blocks=settings.blocks, residual=settings.residual, **shared,
+        )  # fmt: skip
+    return mlp_vae(
+        outputs=int(np.prod(image_shape)), width=settings.width, encoder_layers=settings.blocks + 1,
+        decoder_blocks=settings.blocks, residual=settings.residual, **shared,
+    )  # fmt: skip
+
+
+def largest_variance(images: ImageSet, *, rows: int = 4096, steps: int = 50) -> float:
+    """lambda_1 of the first `rows` training images, above which total collapse is a minimum."""
+    used = jnp.asarray(images.train[:rows])
+
+    @jax.jit
+    def power(used):
+        mean = mean_image(used, images.decode)
+        v = jax.random.normal(stream(0, "largest variance"), mean.shape)
+
+        def step(_, carry):
+            v, _ = carry
+            along = lambda row: (lambda x: x * (x @ v))(images.decode(row[None])[0] - mean)  # noqa: E731
+            image = jax.lax.map(along, used, batch_size=256).mean(0)
+            size = jnp.linalg.norm(image)
+            return image / size, size
+
+        return jax.lax.fori_loop(0, steps, step, (v / jnp.linalg.norm(v), jnp.zeros(())))[1]
+
+    return float(power(used))
+
+
+class Session:
+    """What the runs of one workdir share: the path, the data by r, and compiled programs."""
+
+    def __init__(self, config: Any, path: Path):
+        self.config, self.path = config, path
+        self._data: tuple[int, ImageSet, float] | None = None
+        self._programs: dict[tuple, Trainer] = {}
+
+    def data(self, rank: int) -> tuple[ImageSet, float]:
+        """The images of `rank` and where gamma starts; the last ones asked for are kept."""
+        if self._data is None or self._data[0] != rank:
+            images = open_data(self.config, rank)
+            self._data = (rank, images, self.config.model.gamma or largest_variance(images))
+        return self._data[1:]
+
+    def model(self, images: ImageSet) -> GaussianVAE:
+        """The network."""
+        return build_model(self.config, images.image_shape)
+
+    def member(self, run: Run, arm: Arm) -> Member:
+        """The run's part of the program's inputs."""
+        _, gamma_start = self.data(run.rank)
+        member = Member(run.seed, self.config.model.latents, gamma_start, arm.rate)
+        if arm.of:
+            gamma_end = self.row(run._replace(arm=arm.of))["gamma"]
+            if arm.kind == "fixed":
+                return member._replace(gamma_start=gamma_end)
+            return member._replace(gamma_end=gamma_end)
+        guard = self.config.train.guard if arm.kind == "adaptive" else 0.0
+        return member._replace(gamma_guard=guard)
+
+    def trainer(self, runs: Sequence[Run], arm: Arm) -> Trainer:
+        """The compiled program of `runs`, an arm's seeds on one data set."""
+        train, (images, _) = self.config.train, self.data(runs[0].rank)
+        rule = "adam" if arm.kind == "adam" else "adaptive"
+        members = stack_members([self.member(run, arm) for run in runs])
+        key = rule, images.train.shape
+        if key in self._programs:
+            return self._programs[key].on(members, images.train)
+        steps = steps_per_epoch(len(images.train), train.batch_size)
+        settings = Optimisation(
+            learning_rate=train.learning_rate,
+            final_learning_rate=train.final_learning_rate,
+            warmup_steps=train.warmup_steps,
+            total_steps=train.epochs * steps,
+            clip_norm=train.clip_norm,
+            gamma_rule=rule,
+            release=tuple(train.release),
+            slowest=train.slowest,
+        )
+        program = Trainer(
+            self.model(images), settings, members, images.train, train.batch_size, images.decode
+        )
+        self._programs[key] = program
+        return program
+
+    def folder(self, run: Run) -> Path:
+        """Where the run's row, history and pictures lie."""
+        return self.path / "runs" / run.name
+
+    def row(self, run: Run) -> dict[str, Any]:
+        """A finished run's row."""
+        return json.loads((self.folder(run) / "row.json").read_text())
+
+    def finished(self, run: Run) -> bool:
+        """Whether the run's row is written."""
+        return (self.folder(run) / "row.json").exists()
+
+    def history(self, run: Run) -> list[dict[str, float]]:
+        """Metrics at every chunk's end; of an epoch trained twice, after a kill, the last."""
+        lines = (self.folder(run) / "history.jsonl").read_text().splitlines()
+        entries = {entry["epoch"]: entry for entry in map(json.loads, lines)}
+        return [entries[epoch] for epoch in sorted(entries)]
+
+
+def run(config: Any, workdir: str) -> list[dict[str, Any]]:
+    """Trains, evaluates and reports every run; what `workdir` holds already is not done again."""
+    check(config)
+    ranks = tuple(config.data.ranks) if config.data.name in MANIFOLDS else (0,)
+    images = open_data(config, ranks[0])
+    check_against_data(config, images)
+    path = open_workdir(workdir, config.to_dict())
+    session = Session(config, path)
+    found = {arm.name: arm for arm in arms(config)}
+    groups = [
+        [Run(name, rank, seed) for seed in config.train.seeds] for rank in ranks for name in found
+    ]
+    runs = list(itertools.chain(*groups))
+    print(
+        f"{config.name}: {len(runs)} runs of {config.train.epochs} epochs on {images.name} "
+        f"({len(images.train)} training and {len(images.test)} test images, {images.image_shape}), "
+        f"{jax.device_count()} {jax.devices()[0].device_kind} device(s); workdir {path}",
+        flush=True,
+    )
+    with Progress(len(groups), path / "tensorboard") as progress:
+        for group in groups:
+            if all(map(session.finished, group)):
+                progress.skip(group_name(group))
+            else:
+                _train(session, group, found[group[0].arm], progress)
+    rows = [session.row(each) for each in runs]
+    gamma_report.write(
+        config,
+        path,
+        rows,
+        {each: session.history(each) for each in runs},
+        {each: dict(np.load(session.folder(each) / "pictures.npz")) for each in runs},
+        images,
+    )
+    return rows
+
+
+def group_name(runs: Sequence[Run]) -> str:
+    """The name of an arm's seeds on one data set."""
+    return f"{runs[0]._replace(seed=0).name[:-1]}{'-'.join(str(run.seed) for run in runs)}"
+
+
+def _train(session: Session, runs: Sequence[Run], arm: Arm, progress: Progress) -> None:
+    config, name = session.config, group_name(runs)
+    progress.start(name, [run.name for run in runs], config.train.epochs)
+    start = time.perf_counter()
+    trainer, (images, _) = session.trainer(runs, arm), session.data(runs[0].rank)
+    steps = steps_per_epoch(len(images.train), config.train.batch_size)
+    bar = progress.reporter(steps * config.train.batch_size)
+    for run in runs:
+        session.folder(run).mkdir(parents=True, exist_ok=True)
+
+    def report(epoch, epochs, metrics, seconds):
+        for index, run in enumerate(runs):
+            entry = {"epoch": epoch, "step": epoch * steps}
+            entry |= {field: float(value[index]) for field, value in metrics._asdict().items()}
+            with (session.folder(run) / "history.jsonl").open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+        bar(epoch, epochs, metrics, seconds)
+
+    with Checkpoints(session.path / "checkpoints" / name) as checkpoints:
+        state = fit(
+            trainer,
+            epochs=config.train.epochs,
+            epochs_per_chunk=config.train.epochs_per_chunk,
+            epochs_per_checkpoint=config.train.epochs_per_checkpoint,
+            checkpoints=checkpoints,
+            report=report,
+        )
+    seconds = (time.perf_counter() - start) / len(runs)
+    model = session.model(images)
+    for index, run in enumerate(runs):
+        progress.note(f"evaluating {run.name}")
+        params = member_params(state, index)
+        row = {
+            **run._asdict(),
+            **evaluate(config, model, params, run.seed, images),
+            "gamma_start": float(trainer.members.gamma_start[index]),
+            "kappa": config.model.latents,
+            "epochs": config.train.epochs,
+            "steps": config.train.epochs * steps,
+            "batch_size": config.train.batch_size,
+            "data": images.name,
+            "noise": config.data.noise,
+            "test_images": len(images.test),
+            "train_seconds": seconds,
+        }
+        pictures = draw_pictures(config, model, params, run.seed, images)
+        np.savez(session.folder(run) / "pictures.npz", **pictures)
+        # The row last: its presence says that the run is finished.
+        write_atomically(session.folder(run) / "row.json", json.dumps(row, indent=1) + "\n")
+    progress.done()
+
+
+def evaluate(
+    config: Any, model: GaussianVAE, params: Any, seed: int, images: ImageSet
+) -> dict[str, Any]:
+    """Every number of one run's row; `x` with its standard error `x_se` over the test images."""
+    options = {"seed": seed, "block": config.eval.block, "decode": images.decode}
+    test = evaluation.posterior(model, params, jnp.asarray(images.test), **options)
+    train = evaluation.posterior(
+        model, params, jnp.asarray(images.train[: config.eval.train_images]), **options
+    )
+    gamma = float(jnp.exp(model.apply({"params": params}, method="log_gamma")))
+    z = jnp.asarray(test.sample[: config.eval.mmd_samples])
+    active = test.mean.var(0) > 0.01
+    residual = evaluation.mean_estimate(gamma - train.squared_error_sampled / images.dim)
+    whole = mmd.imq_mmd2_to_normal(z)
+    used = mmd.imq_mmd2_to_normal(z[:, active]) if active.any() else (0.0, 0.0)
+    estimates = {
+        "error_mean": evaluation.mean_estimate(test.squared_error_mean),
+        "error_sampled": evaluation.mean_estimate(test.squared_error_sampled),
+        "negative_elbo": evaluation.mean_estimate(test.negative_elbo),
+        "gamma_residual_train": residual,
+        "active_0.01": evaluation.active_units(test.mean),
+        "active_0.1": evaluation.active_units(test.mean, 0.1),
+        "mmd": whole,
+        "mmd_active": used,
+    }
+    row: dict[str, Any] = {"gamma": gamma}
+    for name, (value, error) in estimates.items():
+        row[name], row[f"{name}_se"] = float(value), float(error)
+    factors = {}
+    if images.test_factors is not None:
+        factors = factor_r2(
+            train.mean[:, active], images.train_factors[: len(train.mean)],
+            test.mean[:, active], images.test_factors,
+        )  # fmt: skip
+    return row | {
+        "gamma_residual_relative": float(residual.value / gamma),
+        "kl": float(test.kl.sum()),
+        "informative": int((test.variance < 0.5).sum()),
+        "residual_over_gamma": residual_variance(model, params, images, config.eval.block) / gamma,
+        "factor_r2": factors,
+        "kl_per_dimension": test.kl.tolist(),
+        "variance_per_dimension": test.variance.tolist(),
+    }
+
+
+def residual_variance(
+    model: GaussianVAE, params: Any, images: ImageSet, block: int, *, steps: int = 30
+) -> float:
+    """The largest variance of x - x_hat(mean) along any direction, over the test images."""
+    apply = lambda *args, **options: model.apply({"params": params}, *args, **options)  # noqa: E731
+    size = len(images.test) // block * block or len(images.test)
+    blocks = jnp.asarray(images.test[:size]).reshape(-1, min(block, size), *images.test.shape[1:])
+
+    @jax.jit
+    def power(blocks):
+        def residual(rows):
+            x = images.decode(rows)
+            return x - apply(apply(x, method="encode")[0], method="decode")
+
+        residuals = jax.lax.map(residual, blocks).reshape(size, -1)
+        residuals = residuals - residuals.mean(0)[None, :]
+        v = jax.random.normal(stream(0, "evaluation/residual"), residuals.shape[1:])
+
+        def step(_, carry):
+            v, _ = carry
+            image = (residuals @ v) @ residuals / size
+            length = jnp.linalg.norm(image)
+            return image / length, length
+
+        return jax.lax.fori_loop(0, steps, step, (v / jnp.linalg.norm(v), jnp.zeros(())))[1]
+
+    return float(power(blocks))
+
+
+def factor_r2(
+    train_z: np.ndarray, train_factors: np.ndarray, test_z: np.ndarray, test_factors: np.ndarray
+) -> list[float]:
+    """R^2 of every true factor, predicted from latents [N, K] by their 10 nearest neighbours.
+
+    1: the active latents determine the factor, smoothly; 0: they know nothing of it.
+    """
+    from sklearn.neighbors import KNeighborsRegressor
+
+    if train_z.shape[1] == 0:
+        return [0.0] * test_factors.shape[1]
+    found = KNeighborsRegressor(10, weights="distance").fit(train_z, train_factors)
+    errors = np.square(found.predict(test_z) - test_factors).mean(0)
+    return (1 - errors / test_factors.var(0)).tolist()
+
+
+def draw_pictures(
+    config: Any, model: GaussianVAE, params: Any, seed: int, images: ImageSet
+) -> dict[str, np.ndarray]:
+    """The first test images, their reconstructions, and samples from the prior."""
+    x = images.decode(jnp.asarray(images.test[: config.eval.pictures]))
+    mean, _ = model.apply({"params": params}, x, method="encode")
+    z = prior_samples(stream(seed, "evaluation/pictures"), len(x), model.latents)
+    decode: Callable = lambda z: model.apply({"params": params}, z, method="decode")  # noqa: E731
+    pictures = {"images": x, "reconstructions": decode(mean), "samples": decode(z)}
+    return jax.tree.map(np.asarray, pictures)
