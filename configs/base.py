@@ -87,17 +87,18 @@ def gamma(name: str) -> ml_collections.ConfigDict:
     model.gamma = 0.0
 
     train = config.train = ml_collections.ConfigDict()
-    # "adaptive", "learned RATE" (closed form, at most RATE nats of log gamma a step),
+    # "adaptive" (guarded by the residual's largest variance, released at the end), "guarded"
+    # (never released), "learned RATE" (closed form, at most RATE nats of log gamma a step),
     # "adam RATE", "annealed RATE to ARM", "fixed at ARM".
     train.arms = ("adaptive", "fixed at adaptive", "learned 1e-3", "learned 1e-1")
     train.guard = 0.8  # the adaptive gamma stays above so much of the residual's largest variance
-    train.release = (0.6, 0.8)  # shares of the steps, between which that guard goes
+    train.release = (0.75, 0.9)  # shares of the steps, between which that guard goes
     train.fastest = 0.02  # nats of log gamma a step, at most, of the adaptive arm
     train.slowest = 2e-4  # and at least, while the guard holds it
     train.seeds = (0, 1, 2, 3, 4)
-    train.epochs = 100
-    train.batch_size = 64
-    train.learning_rate = 1e-3
+    train.epochs = 200
+    train.batch_size = 100
+    train.learning_rate = 3e-3
     train.final_learning_rate = 2e-5
     train.warmup_steps = 200
     train.clip_norm = 20.0

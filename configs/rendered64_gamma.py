@@ -1,4 +1,4 @@
-"""Learned against fixed gamma on drawn scenes whose true dimension r is known.
+"""Learned against fixed gamma on drawn scenes whose true dimension r is known, at 64 px.
 
 Command: python main.py --config=configs/rendered64_gamma.py         (an accelerator)
          python main.py --config=configs/rendered64_gamma.py:quick   (two CPU cores)
@@ -12,4 +12,17 @@ from configs import base
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     base.check_variant("rendered64_gamma", variant, ("", "quick"))
     config = base.gamma("rendered64_gamma")
+    if variant == "quick":
+        config.name = "rendered64_gamma_quick"
+        config.data.ranks = (2, 4)
+        config.data.train_size = 4_000
+        config.data.test_size = 1_000
+        config.model.patch = 8
+        config.model.width = 32
+        config.train.arms = ("adaptive", "fixed at adaptive", "learned 1e-1")
+        config.train.seeds = (0,)
+        config.train.epochs = 100
+        config.train.batch_size = 50
+        config.train.epochs_per_chunk = 5
+        config.train.epochs_per_checkpoint = 20
     return config

@@ -1,8 +1,10 @@
 """Rows -> CSV, JSON, Markdown, terminal table, figures. Nothing here computes a result."""
 
 import csv
+import importlib.metadata
 import io
 import json
+import platform
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,24 @@ STYLE = {
     "figure.dpi": 150,
     "savefig.bbox": "tight",
 }
+
+
+def rows_with(rows: Sequence[Row], **fields: Any) -> list[Row]:
+    """The rows that have these values."""
+    return [row for row in rows if all(row[name] == value for name, value in fields.items())]
+
+
+def distinct(rows: Sequence[Row], field: str) -> list[Any]:
+    """The field's values in the order they came."""
+    return list(dict.fromkeys(row[field] for row in rows))
+
+
+def versions() -> dict[str, str]:
+    """What the numbers were made with."""
+    packages = ("vaebal", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
+    return {"python": platform.python_version()} | {
+        package: importlib.metadata.version(package) for package in packages
+    }
 
 
 def write_rows(rows: Sequence[Row], directory: Path, name: str) -> None:

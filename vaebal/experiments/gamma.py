@@ -36,8 +36,8 @@ class Arm:
     """How gamma moves.
 
     Attributes:
-      name: as in the config: "adaptive", "learned RATE", "adam RATE", "annealed RATE to ARM",
-        "fixed at ARM".
+      name: as in the config: "adaptive", "guarded", "learned RATE", "adam RATE",
+        "annealed RATE to ARM", "fixed at ARM".
       kind: its first word.
       rate: nats of log gamma a step, at most; 0 for a fixed gamma.
       of: the arm whose final gamma this one ends at; "" for a learned gamma.
@@ -69,8 +69,8 @@ def parse_arm(text: str, fastest: float) -> Arm:
       InputError: it spells none.
     """
     match text.split():
-        case ["adaptive"]:
-            return Arm(text, "adaptive", fastest)
+        case ["adaptive" | "guarded"]:
+            return Arm(text, text, fastest)
         case ["learned" | "adam" as kind, rate] if _is_rate(rate):
             return Arm(text, kind, float(rate))
         case ["annealed", rate, "to", *of] if of and _is_rate(rate):
@@ -78,8 +78,8 @@ def parse_arm(text: str, fastest: float) -> Arm:
         case ["fixed", "at", *of] if of:
             return Arm(text, "fixed", 0.0, " ".join(of))
     raise InputError(
-        f"train.arms holds {text!r}: an arm is 'adaptive', 'learned RATE', 'adam RATE', "
-        "'annealed RATE to ARM' or 'fixed at ARM', with a RATE in nats of log γ a step."
+        f"train.arms holds {text!r}: an arm is 'adaptive', 'guarded', 'learned RATE', 'adam "
+        "RATE', 'annealed RATE to ARM' or 'fixed at ARM', with a RATE in nats of log γ a step."
     )
 
 
@@ -244,8 +244,10 @@ class Session:
             if arm.kind == "fixed":
                 return member._replace(gamma_start=gamma_end)
             return member._replace(gamma_end=gamma_end)
-        guard = self.config.train.guard if arm.kind == "adaptive" else 0.0
-        return member._replace(gamma_guard=guard)
+        if arm.kind in ("adaptive", "guarded"):
+            released = float(arm.kind == "adaptive")
+            return member._replace(gamma_guard=self.config.train.guard, gamma_release=released)
+        return member
 
     def trainer(self, runs: Sequence[Run], arm: Arm) -> Trainer:
         """The compiled program of `runs`, an arm's seeds on one data set."""

@@ -18,15 +18,14 @@ from matplotlib import ticker
 from vaebal import report
 from vaebal.checkpoints import write_atomically
 from vaebal.data import ImageSet
-from vaebal.experiments.kappa_report import versions
-from vaebal.report import Row
+from vaebal.report import Row, rows_with
 
 Key = tuple[str, int, int]  # arm, r, seed
 Table = tuple[list[str], list[list[str]]]
 
 # Table 2 of the paper (CelebA): pixels -> (Rec. Err., MMD) with gamma learned, and fixed.
 PAPER = {64: ((60.5, 20.24), (59.6, 69.59)), 128: ((352.8, 93.3), (349.9, 291.8))}
-KINDS = ("adaptive", "learned", "adam", "annealed", "fixed")
+KINDS = ("adaptive", "guarded", "learned", "adam", "annealed", "fixed")
 HUES = {"learned": "Blues", "adam": "Greens", "annealed": "Purples"}
 ACTIVE = "active_0.01"
 MARKS: dict[str, dict[str, Any]] = {
@@ -42,6 +41,10 @@ MARKS: dict[str, dict[str, Any]] = {
     "adaptive": {
         **{"marker": "*", "markersize": 10, "markeredgecolor": "k", "linestyle": "none"},
         "label": "adaptive homotopy, at its mean speed",
+    },
+    "guarded": {
+        **{"marker": "P", "markersize": 6, "markeredgecolor": "k", "linestyle": "none"},
+        "label": "guarded to the end, at its mean speed",
     },
     "fixed": {"marker": "x", "markersize": 5, "linestyle": "none", "label": "γ fixed from scratch"},
 }
@@ -63,8 +66,8 @@ def rate(arm: str) -> float:
 
 
 def speed(row: Row) -> float:
-    """Nats of log gamma a step: prescribed, or the adaptive run's mean; NaN if gamma is fixed."""
-    if kind(row["arm"]) == "adaptive":
+    """Nats of log gamma a step: prescribed, or a guarded run's mean; NaN if gamma is fixed."""
+    if kind(row["arm"]) in ("adaptive", "guarded"):
         return math.log(row["gamma_start"] / row["gamma"]) / row["steps"]
     return rate(row["arm"])
 
@@ -84,11 +87,6 @@ def shown(arm: str) -> str:
     return arm.replace("fixed at ", "fixed at γ* of ").replace(" to ", " to γ* of ")
 
 
-def of(rows: Sequence[Row], **fields: Any) -> list[Row]:
-    """The rows with these values."""
-    return [row for row in rows if all(row[name] == value for name, value in fields.items())]
-
-
 def ranks_of(rows: Sequence[Row]) -> list[int]:
     """Every r, ascending."""
     return sorted({row["rank"] for row in rows})
@@ -96,10 +94,10 @@ def ranks_of(rows: Sequence[Row]) -> list[int]:
 
 def pairs_of(rows: Sequence[Row], fixed: str) -> list[tuple[Row, Row]]:
     """(learned, fixed) runs of the same r and seed, for the arm `fixed`."""
-    learned = {(row["rank"], row["seed"]): row for row in of(rows, arm=source(fixed))}
+    learned = {(row["rank"], row["seed"]): row for row in rows_with(rows, arm=source(fixed))}
     return [
         (learned[row["rank"], row["seed"]], row)
-        for row in of(rows, arm=fixed)
+        for row in rows_with(rows, arm=fixed)
         if (row["rank"], row["seed"]) in learned
     ]
 
@@ -154,8 +152,8 @@ def main_table(rows: Sequence[Row]) -> Table:
     header += ["MMD²", "MMD² (active)", "factor R²", "residual/γ", "γ off by"]
     body = []
     for rank in ranks_of(rows):
-        for arm in in_order(values(of(rows, rank=rank), "arm")):
-            seeds = of(rows, rank=rank, arm=arm)
+        for arm in in_order(values(rows_with(rows, rank=rank), "arm")):
+            seeds = rows_with(rows, rank=rank, arm=arm)
             factors = [np.mean(row["factor_r2"]) for row in seeds if row["factor_r2"]]
             off = 100 * np.mean(values(seeds, "gamma_residual_relative"))
             body.append(
@@ -223,7 +221,7 @@ def summary_table(rows: Sequence[Row]) -> Table:
     header += ["Rec. Err. ×", "−ELBO +", "in runs"]
     reference, body = crowded(rows), []
     for arm in in_order(values(rows, "arm")):
-        runs = of(rows, arm=arm)
+        runs = rows_with(rows, arm=arm)
         excess = [row[ACTIVE] - row["rank"] for row in runs if row["rank"]]
         beside = price(runs, reference)
         off = 100 * max(map(abs, values(runs, "gamma_residual_relative")))
@@ -270,22 +268,26 @@ def sentence(rows: Sequence[Row]) -> str:
     if known:
         spoken = []
         if "adaptive" in arms:
-            spoken.append(f"with the adaptive homotopy in {_said(of(known, arm='adaptive'))}")
+            spoken.append(
+                f"with the adaptive homotopy in {_said(rows_with(known, arm='adaptive'))}"
+            )
         best = max(
             learned, default=None,
-            key=lambda arm: np.mean([row[ACTIVE] == row["rank"] for row in of(known, arm=arm)]),
+            key=lambda arm: np.mean(
+                [row[ACTIVE] == row["rank"] for row in rows_with(known, arm=arm)]
+            ),
         )  # fmt: skip
         for arm in dict.fromkeys([best, *learned[-1:]] if best else ()):
             name = "the best rate here" if arm == best else "the fastest"
             aside = f", {name}," if len(learned) > 1 else ""
             spoken.append(
-                f"learned at {rate(arm):g} nats a step{aside} in {_said(of(known, arm=arm))}"
+                f"learned at {rate(arm):g} nats a step{aside} in {_said(rows_with(known, arm=arm))}"
             )
         fixed = [row for row in known if kind(row["arm"]) == "fixed"]
         if fixed:
             spoken.append(f"with γ fixed from scratch in {_said(fixed)}")
         parts.append(f"Exactly r latents are active {'; '.join(spoken)}.")
-    adaptive = of(rows, arm="adaptive")
+    adaptive = rows_with(rows, arm="adaptive")
     if adaptive:
         off = 100 * max(map(abs, values(adaptive, "gamma_residual_relative")))
         parts.append(f"The adaptive homotopy's γ ends within {off:.1f} % of stationary.")
@@ -335,9 +337,15 @@ def protocol(config: Any, rows: Sequence[Row], images: ImageSet) -> dict[str, st
         if config.data.noise
         else ""
     )
+    start, end = config.train.release
+    drawn = min(config.eval.mmd_samples, rows[0]["test_images"])
     meaning = {
         "adaptive": "adaptive lets γ fall towards the batch's E‖x−x̂‖²/d, but not below "
-        f"{config.train.guard:g} times the residual's largest variance along any direction",
+        f"{config.train.guard:g} times the residual's largest variance along any direction (it "
+        f"falls by at least {config.train.slowest:g} nats a step, and at most "
+        f"{config.train.fastest:g}), a bound that is let go between {start:.0%} and {end:.0%} of "
+        "the steps",
+        "guarded": "guarded keeps that bound to the end",
         "learned": "learned RATE moves log γ towards the batch's log E‖x−x̂‖²/d by at most RATE "
         "nats a step",
         "adam": "adam RATE follows γ's gradient with Adam at that rate on log γ",
@@ -361,35 +369,35 @@ def protocol(config: Any, rows: Sequence[Row], images: ImageSet) -> dict[str, st
             "images unless said otherwise. Rec. Err. is Σ_pixels (x−x̂)² at the posterior mean, "
             "−ELBO is in nats. Active > .01 counts latents with Var_x(E[z|x]) above .01, σ² < ½ "
             "those whose mean posterior variance is below ½; = r counts the seeds in which active "
-            "is exactly r. MMD² compares z drawn from the aggregate posterior, one draw a test "
-            "image, with N(0, I): the seven-scale inverse multiquadric kernel Σ_s C/(C+‖a−b‖²), "
-            "C = 2κs, s = .1, .2, .5, 1, 2, 5, 10, the prior integrated and the estimate unbiased, "
-            "so below zero now and then where the two agree; (active) is the same on the active "
-            "latents alone, κ their number. Factor "
-            "R² is how well the true factors are predicted from the active latents by nearest "
-            "neighbours, averaged over factors. Residual/γ is the largest variance of x−x̂ along "
-            "any direction over γ: above 1 an idle latent could explain it, and training stands at "
-            "a saddle (Theorem 2). γ off by is (γ − E‖x−x̂‖²/d)/γ on training images: 0 where γ is "
+            "is exactly r. MMD² compares z drawn from the aggregate posterior, one draw for "
+            f"each of {drawn} test images, with N(0, I): the seven-scale inverse multiquadric "
+            "kernel Σ_s C/(C+‖a−b‖²), C = 2κs, s = .1, .2, .5, 1, 2, 5, 10, the prior integrated "
+            "and the estimate unbiased, so below zero now and then where the two agree; (active) "
+            "is the same on the active latents alone, κ their number. Factor R² is how well the "
+            "true factors are predicted from the active latents by nearest neighbours, averaged "
+            "over factors. Residual/γ is the largest variance of x−x̂ along any direction over γ: "
+            "above 1 an idle latent, if there is one, could explain it, and training stands at a "
+            "saddle (Theorem 2). γ off by is (γ − E‖x−x̂‖²/d)/γ on training images: 0 where γ is "
             "stationary, negative where γ is smaller than the error. Standard errors over test "
             f"images, at most: Rec. Err. {largest['error_mean']:.2g}, −ELBO "
             f"{largest['negative_elbo']:.2g}, MMD² {largest['mmd']:.2g}."
         ),
         "paper": (
             "Ratios are fixed over learned, one for each seed, then mean ± standard deviation. The "
-            "paper does not define its MMD, so only ratios compare; ours is the MMD² of the first "
-            "table (if the paper's is not squared, compare the square root of ours). Where a "
+            "paper does not define its MMD, so only ratios compare; ours is the MMD² defined "
+            "above (if the paper's is not squared, compare the square root of ours). Where a "
             "learned MMD² is within two standard errors of zero, the ratio is a lower bound: both "
             "moved against it by two standard errors, the least over seeds; – where that says "
             "nothing. −ELBO + is fixed less learned in nats, both at the same γ (positive: fixed "
             "is worse)."
         ),
         "summary": (
-            "Over every r and seed. Active − r and MMD² as above, mean ± standard deviation over "
-            "runs; γ off by, at most is its largest size in any run. Rec. Err. × and −ELBO + are "
-            "the error's ratio and −ELBO's difference in nats (positive: worse) to the crowded "
-            "run: of the learned runs of the same r and seed with more than r active latents, the "
-            "one of least error. In runs: how many have such a partner. These two differ in γ; "
-            "Table 2 compares at one γ."
+            "Over every r and seed, mean ± standard deviation over runs; the columns are those of "
+            "the table by r and arm, and γ off by, at most is the largest in any run. Rec. Err. × "
+            "and −ELBO + are the error's ratio and −ELBO's difference in nats (positive: worse) to "
+            "the crowded run: of the learned runs of the same r and seed with more than r active "
+            "latents, the one of least error. In runs: how many have such a partner. These two "
+            "differ in γ; Table 2 compares at one γ."
         ),
     }  # fmt: skip
 
@@ -403,7 +411,10 @@ def looks(arms: Iterable[str]) -> dict[str, dict[str, Any]]:
     """A line's style for every arm: hue by kind, darker if faster; fixed dashed, as its source."""
     arms = in_order(arms)
     moving = in_order(source(arm) for arm in arms)
-    styles: dict[str, dict[str, Any]] = {"adaptive": {"color": report.COLOURS[1], "marker": "*"}}
+    styles: dict[str, dict[str, Any]] = {
+        "adaptive": {"color": report.COLOURS[1], "marker": "*"},
+        "guarded": {"color": report.COLOURS[3], "marker": "P"},
+    }
     for name, hue in HUES.items():
         members = [arm for arm in moving if kind(arm) == name]
         for shade, arm in zip(np.linspace(0.3, 1.0, len(members) + 1)[1:], members, strict=True):
@@ -431,12 +442,14 @@ def _plot_over_speed(
     """`field` over speed, means with bars from the least seed to the largest; fixed arms aside."""
     arms = in_order(values(rows, "arm"))
     rates = sorted({rate(arm) for arm in arms if kind(arm) in HUES})
-    rates = rates or [np.mean([speed(row) for row in rows if kind(row["arm"]) == "adaptive"])]
+    rates = rates or [
+        np.mean([speed(row) for row in rows if kind(row["arm"]) in ("adaptive", "guarded")])
+    ]
     for index, (rank, colour) in enumerate(colours.items()):
         # Side by side, so that bars of several r can be told apart.
         dodge = 1.09 ** (index - (len(colours) - 1) / 2)
         for name, style in MARKS.items():
-            cells = [of(rows, rank=rank, arm=arm) for arm in arms if kind(arm) == name]
+            cells = [rows_with(rows, rank=rank, arm=arm) for arm in arms if kind(arm) == name]
             cells = [seeds for seeds in cells if seeds]
             if cells:
                 places = [
@@ -538,14 +551,16 @@ def draw_dimensions(rows: Sequence[Row]) -> plt.Figure:
         axis.plot(ends, ends, color="0.3", linewidth=1, linestyle="--", zorder=0)
         axis.axhline(kappa, color="0.3", linewidth=1, linestyle=":", zorder=0)
         for rank in ranks:
-            seeds = sorted(of(known, rank=rank, arm=arm), key=lambda row: row["seed"])
+            seeds = sorted(rows_with(known, rank=rank, arm=arm), key=lambda row: row["seed"])
             offsets = width * ((np.arange(len(seeds)) + 0.5) / max(len(seeds), 1) - 0.5)
             axis.plot(
                 rank + offsets, values(seeds, ACTIVE), linestyle="none",
                 color=styles[arm]["color"], marker=styles[arm]["marker"],
                 markersize=5 if arm == "adaptive" else 3,
             )  # fmt: skip
-        axis.set_title(f"{shown(arm)}\nactive = r in {count(of(known, arm=arm))}", fontsize=8)
+        axis.set_title(
+            f"{shown(arm)}\nactive = r in {count(rows_with(known, arm=arm))}", fontsize=8
+        )
         axis.set_xticks(ranks)
         axis.tick_params(labelsize=7.5, labelbottom=True)
         axis.grid(axis="x", visible=False)
@@ -613,7 +628,8 @@ def draw_homotopy(histories: Mapping[Key, list[dict]], images: ImageSet) -> plt.
 
 def draw_pictures(pictures: Mapping[Key, dict[str, np.ndarray]], images: ImageSet) -> plt.Figure:
     """Test images, reconstructions and samples of every arm, at the largest r, of one seed."""
-    rank, seed = max(rank for _, rank, _ in pictures), min(seed for _, _, seed in pictures)
+    rank = max(rank for _, rank, _ in pictures)
+    seed = min(seed for _, known, seed in pictures if known == rank)
     content = {
         arm: pictures[arm, rank, seed]
         for arm in in_order(arm for arm, _, _ in pictures)
@@ -679,11 +695,12 @@ def write(
         *(report.markdown_table(*beside), how["paper"]),
         "## Figures",
         *(link for name, link in links.items() if name != "speed"),
-        f"Versions: {', '.join(f'{k} {v}' for k, v in versions().items())}.",
+        f"Versions: {', '.join(f'{k} {v}' for k, v in report.versions().items())}.",
         f"```json\n{json.dumps(config.to_dict(), indent=1)}\n```\n",
     ]
     write_atomically(path / "table.md", "\n\n".join(sections))
-    report.print_table(*summary, "over every r and seed", without=("in runs",), grouped=False)
+    report.print_table(*summary, "over every r and seed", grouped=False)
+    print(f"{how['summary']}\n")
     report.print_table(
         *main,
         f"learned against fixed γ on {images.name}",

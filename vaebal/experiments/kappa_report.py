@@ -1,8 +1,6 @@
 """The report of the kappa sweep: Table 1 with the paper's column beside ours, and its figure."""
 
-import importlib.metadata
 import json
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -186,14 +184,6 @@ def draw_pictures(pictures: dict, images: ImageSet) -> plt.Figure:
     return figure
 
 
-def versions() -> dict[str, str]:
-    """What the numbers were made with."""
-    packages = ("vaebal", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
-    return {"python": platform.python_version()} | {
-        package: importlib.metadata.version(package) for package in packages
-    }
-
-
 def write(config: Any, path: Path, rows: Sequence[Row], pictures: dict, images: ImageSet) -> None:
     """Writes table, rows and figures into `path` and prints the table."""
     header, body = table(rows)
@@ -209,7 +199,7 @@ def write(config: Any, path: Path, rows: Sequence[Row], pictures: dict, images: 
         f"{sentence(rows)}\n\n{foot} Training took {seconds:.0f} s in all on {device}.\n\n"
         f"![error, NLL and active dimensions against κ](sweep.png)\n\n"
         f"![reconstructions and samples](pictures.png)\n\n"
-        f"Versions: {', '.join(f'{k} {v}' for k, v in versions().items())}.\n\n"
+        f"Versions: {', '.join(f'{k} {v}' for k, v in report.versions().items())}.\n\n"
         f"```json\n{json.dumps(config.to_dict(), indent=1)}\n```\n",
     )
     report.print_table(

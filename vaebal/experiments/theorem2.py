@@ -24,7 +24,7 @@ from vaebal import collapse
 from vaebal.checkpoints import open_workdir
 from vaebal.errors import Diverged, InputError
 from vaebal.experiments import checks, theorem2_report
-from vaebal.experiments.theorem3 import _finished as finished
+from vaebal.experiments.parts import finished
 from vaebal.models import GaussianVAE, init_params, latent_noise, mlp_vae
 from vaebal.nets import ACTIVATIONS, MLPEncoder, ResidualDecoder
 from vaebal.probing import dense_hessian
@@ -363,7 +363,7 @@ def training_rows(config: Any, skips: str, blocks: int) -> list[Row]:
     state, held = phase(members(0.0), start(members(0.0)))
     _, learned = phase(members(train.gamma_rate), state)
     held, learned = jax.device_get((held, learned))
-    _require_finite(held["shares"], learned["shares"], "train.learning_rate")
+    _require_finite(np.stack([held["shares"], learned["shares"]]), "train.learning_rate")
 
     rows = []
     for index, (kappa, gamma, seed) in enumerate(cells):
@@ -407,32 +407,39 @@ def descent_rows(config: Any, skips: str) -> list[Row]:
         params = init_params(model, stream(seed, "init"), x.mean(0))
         return x, total_collapse(model, params, x, jnp.log(gamma))
 
-    @jax.jit
     @jax.vmap
-    def run(seed: jax.Array, x: jax.Array, params: Any) -> tuple[jax.Array, jax.Array]:
-        gamma = jnp.exp(params["log_gamma"])
+    def step(seed, x, index, params, escaped):
+        eps = latent_noise(stream(seed, "noise", index), len(x), model.latents)
+        gradients = jax.grad(lambda p: collapse.antithetic_loss(model, p, x, eps))(params)
+        rate = descent.learning_rate * jnp.exp(params["log_gamma"])
+        scaled = jax.tree.map(lambda g: rate * g, gradients) | {"log_gamma": jnp.zeros(())}
+        moved = jax.tree.map(jnp.subtract, params, scaled)
+        mean, _ = model.apply({"params": moved}, x, method="encode")
+        now = (escaped < 0) & (mean.var(0).max() > ACTIVE)
+        # What comes after the escape is not asked here, and the rate not made for it.
+        params = jax.tree.map(functools.partial(jnp.where, escaped < 0), moved, params)
+        return params, jnp.where(now, index + 1, escaped)
 
-        def step(carry, index):
-            params, escaped = carry
-            eps = latent_noise(stream(seed, "noise", index), len(x), model.latents)
-            gradients = jax.grad(lambda p: collapse.antithetic_loss(model, p, x, eps))(params)
-            scaled = jax.tree.map(lambda g: descent.learning_rate * gamma * g, gradients)
-            held = {"log_gamma": jnp.zeros(())}
-            moved = jax.tree.map(jnp.subtract, params, scaled | held)
-            mean, _ = model.apply({"params": moved}, x, method="encode")
-            now = (escaped < 0) & (mean.var(0).max() > ACTIVE)
-            # What comes after the escape is not asked here, and the rate not made for it.
-            params = jax.tree.map(functools.partial(jnp.where, escaped < 0), moved, params)
-            return (params, jnp.where(now, index + 1, escaped)), mean.sum()
+    @jax.jit
+    def run(seeds: jax.Array, x: jax.Array, params: Any) -> tuple[jax.Array, jax.Array]:
+        def onwards(carry):
+            index, params, escaped = carry
+            return index + 1, *step(seeds, x, jnp.full(len(x), index), params, escaped)
 
-        params = perturb(params, stream(seed, "theorem2/perturbation"), delta)
-        carry = (params, jnp.int32(-1))
-        (_, escaped), sums = jax.lax.scan(step, carry, jnp.arange(descent.steps))
-        return escaped, sums[-1]
+        def any_left(carry):
+            index, _, escaped = carry
+            return (index < descent.steps) & (escaped < 0).any()
+
+        keys = jax.vmap(lambda seed: stream(seed, "theorem2/perturbation"))(seeds)
+        params = jax.vmap(lambda p, key: perturb(p, key, delta))(params, keys)
+        carry = (jnp.int32(0), params, jnp.full(len(x), -1))
+        _, params, escaped = jax.lax.while_loop(any_left, onwards, carry)
+        sums = jax.vmap(lambda p: jax.flatten_util.ravel_pytree(p)[0].sum())(params)
+        return escaped, sums
 
     x, collapsed = start(jnp.asarray(seeds), jnp.asarray(gammas, jnp.float32))
-    escaped, finite = jax.device_get(run(jnp.asarray(seeds), x, collapsed))
-    _require_finite(finite, finite, "descent.learning_rate")
+    escaped, sums = jax.device_get(run(jnp.asarray(seeds), x, collapsed))
+    _require_finite(sums, "descent.learning_rate")
     x, collapsed = jax.device_get((x, collapsed))
 
     with jax.enable_x64(True):
@@ -458,8 +465,8 @@ def descent_rows(config: Any, skips: str) -> list[Row]:
     return rows
 
 
-def _require_finite(first: np.ndarray, second: np.ndarray, field: str) -> None:
-    if not (np.isfinite(first).all() and np.isfinite(second).all()):
+def _require_finite(values: np.ndarray, field: str) -> None:
+    if not np.isfinite(values).all():
         raise Diverged(f"A run's weights are not finite. Lower {field}, in a new --workdir.")
 
 

@@ -13,8 +13,8 @@ from scipy.stats import binomtest
 
 from vaebal import report
 from vaebal.checkpoints import write_atomically
-from vaebal.experiments.kappa_report import SKIP_NAMES, versions
-from vaebal.report import Row
+from vaebal.experiments.kappa_report import SKIP_NAMES
+from vaebal.report import Row, distinct, rows_with
 
 PHASES = {
     "held": "γ held: all directions above γ awake",
@@ -26,16 +26,6 @@ WEIGHTS = {
     "encoder/mean/kernel": "mean head",
     "encoder/log_var/kernel": "log σ² head",
 }
-
-
-def of(rows: Sequence[Row], **fields: Any) -> list[Row]:
-    """The rows that have these values."""
-    return [row for row in rows if all(row[name] == value for name, value in fields.items())]
-
-
-def distinct(rows: Sequence[Row], field: str) -> list[Any]:
-    """The field's values in the order they came."""
-    return list(dict.fromkeys(row[field] for row in rows))
 
 
 def recovered(rows: Sequence[Row], phase: str) -> tuple[float, float, float]:
@@ -103,7 +93,8 @@ def phase_table(rows: Sequence[Row], phase: str) -> tuple[list[str], list[list[s
             *(skips, str(blocks), str(kappa)),
             *(
                 _with_interval(
-                    of(rows, skips=skips, blocks=blocks, kappa=kappa, gamma_start=gamma), phase
+                    rows_with(rows, skips=skips, blocks=blocks, kappa=kappa, gamma_start=gamma),
+                    phase,
                 )
                 for gamma in gammas
             ),
@@ -127,7 +118,7 @@ def descent_table(rows: Sequence[Row], steps: int) -> tuple[list[str], list[list
     body = []
     for skips in distinct(rows, "skips"):
         for gamma in distinct(rows, "gamma"):
-            runs = of(rows, skips=skips, gamma=gamma)
+            runs = rows_with(rows, skips=skips, gamma=gamma)
             curvature = float(np.median([row["curvature"] for row in runs]))
             predicted = float(np.median([row["predicted_steps"] or math.inf for row in runs]))
             measured = median_steps(runs)
@@ -146,24 +137,24 @@ def descent_table(rows: Sequence[Row], steps: int) -> tuple[list[str], list[list
 
 def sentence(rows: Sequence[Row]) -> str:
     """What was seen, in one sentence, from the rows alone."""
-    certificates = of(rows, part="certificates")
+    certificates = rows_with(rows, part="certificates")
     stationary = [row for row in certificates if row["biases"] != "live"]
     worst = max(row[f"antithetic {weight}"] for row in stationary for weight in WEIGHTS)
-    curvature = of(rows, part="curvature")
+    curvature = rows_with(rows, part="curvature")
     gap = max(abs(row["predicted"] - row["measured"]) for row in curvature)
-    training, descent = of(rows, part="training"), of(rows, part="descent")
+    training, descent = rows_with(rows, part="training"), rows_with(rows, part="descent")
     above = [row for row in training if row["above_gamma"] == 0]
     below = [row for row in training if row["above_gamma"] > 0]
     blocks = max(distinct(training, "blocks"))
     said = [
-        f"{_with_interval(of(below, skips=skips, blocks=blocks), 'held')} of the runs with "
+        f"{_with_interval(rows_with(below, skips=skips, blocks=blocks), 'held')} of the runs with "
         f"{SKIP_NAMES[skips]}"
         for skips in distinct(training, "skips")
     ]
     gamma = min(row["gamma"] for row in descent)
     steps = []
     for skips in distinct(descent, "skips"):
-        median = median_steps(of(descent, skips=skips, gamma=gamma))
+        median = median_steps(rows_with(descent, skips=skips, gamma=gamma))
         steps.append(f"{median:.0f}" if median < math.inf else "more than were run")
     escape = (
         f"with γ held above every variance {sum(row['held_awake'] > 0 for row in above)} of "
@@ -268,8 +259,10 @@ def draw_phase(rows: Sequence[Row], variances: Sequence[float]) -> plt.Figure:
                     middle = math.sqrt(low * high)
                     axis.text(middle, 1.07, str(count), ha="center", fontsize=8, color="0.35")
             for place, skips in enumerate(skips_seen):
-                chosen = of(rows, skips=skips, blocks=blocks, kappa=kappa)
-                found = np.array([recovered(of(chosen, gamma_start=g), phase) for g in gammas])
+                chosen = rows_with(rows, skips=skips, blocks=blocks, kappa=kappa)
+                found = np.array(
+                    [recovered(rows_with(chosen, gamma_start=g), phase) for g in gammas]
+                )
                 bars = np.abs(found[:, 1:] - found[:, :1]).T
                 # Side by side, so that no interval hides another.
                 offset = 1.045 ** ((len(skips_seen) - 1) / 2 - place)
@@ -308,7 +301,7 @@ def draw_descent(rows: Sequence[Row], steps: int) -> plt.Figure:
     figure, axis = plt.subplots(figsize=(4.6, 3.6))
     most = 30.0 * steps
     for place, skips in enumerate(distinct(rows, "skips")):
-        runs = [row for row in of(rows, skips=skips) if row["predicted_steps"]]
+        runs = [row for row in rows_with(rows, skips=skips) if row["predicted_steps"]]
         for escaped in (True, False):
             shown = [row for row in runs if (row["escape_step"] > 0) == escaped]
             axis.plot(
@@ -339,7 +332,7 @@ def draw_descent(rows: Sequence[Row], steps: int) -> plt.Figure:
 
 def write(config: Any, path: Path, rows: Sequence[Row]) -> None:
     """Writes rows, tables and figures into `path`, and prints the tables."""
-    parts = {part: of(rows, part=part) for part in distinct(rows, "part")}
+    parts = {part: rows_with(rows, part=part) for part in distinct(rows, "part")}
     for part, content in parts.items():
         report.write_rows(content, path, part)
     training, descent, steps = parts["training"], parts["descent"], config.descent.steps
@@ -359,7 +352,7 @@ def write(config: Any, path: Path, rows: Sequence[Row]) -> None:
         text += [f"![{title}]({figure})"] if figure else []
         if title != "Certificates":
             report.print_table(*table, title, grouped=title != "Curvature")
-    text += [f"Versions: {', '.join(f'{k} {v}' for k, v in versions().items())}."]
+    text += [f"Versions: {', '.join(f'{k} {v}' for k, v in report.versions().items())}."]
     text += [f"```json\n{json.dumps(config.to_dict(), indent=1)}\n```"]
     write_atomically(path / "table.md", "\n\n".join(text) + "\n")
     print(f"tables {path / 'table.md'}\nfigures {path / 'phase.png'} {path / 'descent.png'}")

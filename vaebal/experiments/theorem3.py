@@ -8,11 +8,7 @@ Four parts, each with its rows (and tables and figures, by `theorem3_report`):
 """
 
 import functools
-import json
-import re
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -20,15 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from vaebal import regularized_ae as rae
-from vaebal.checkpoints import open_workdir, write_atomically
+from vaebal.checkpoints import open_workdir
 from vaebal.data import load
 from vaebal.errors import Diverged, InputError
 from vaebal.experiments import checks, theorem3_report
-from vaebal.experiments.theorem3_report import PIXELS, rows_of
+from vaebal.experiments.parts import finished
+from vaebal.experiments.theorem3_report import PIXELS
 from vaebal.nets import ACTIVATIONS
 from vaebal.penalties import Penalty, named, power
 from vaebal.regularized_ae import Statistics
-from vaebal.report import Row
+from vaebal.report import Row, rows_with
 from vaebal.streams import stream
 from vaebal.units import to_unit_pixels
 
@@ -137,7 +134,7 @@ def run(config: Any, workdir: str) -> list[Row]:
     print(f"{config.name}: {len(parts)} parts; workdir {path}", flush=True)
     rows: list[Row] = []
     for index, (name, make) in enumerate(parts, 1):
-        rows += _finished(path, f"[{index}/{len(parts)}] ", name, make)
+        rows += finished(path, f"[{index}/{len(parts)}] ", name, make)
     rows += [
         row
         for h in linear.values()
@@ -146,22 +143,6 @@ def run(config: Any, workdir: str) -> list[Row]:
     ]
     theorem3_report.write(config, path, rows)
     return rows
-
-
-def _finished(path: Path, beat: str, name: str, make: Callable[[], list[Row]]) -> list[Row]:
-    """A part's rows: read if it has been finished before, else made and kept."""
-    file = path / "parts" / f"{re.sub(r'[^a-z0-9.-]+', '_', name)}.json"
-    if file.exists():
-        print(f"{beat}{name}: finished before, not done again", flush=True)
-    else:
-        start = time.perf_counter()
-        rows = make()
-        seconds = time.perf_counter() - start
-        for row in rows:
-            row["seconds"] = seconds / len(rows)
-        write_atomically(file, json.dumps(rows, indent=1) + "\n")
-        print(f"{beat}{name}: {seconds:.1f} s", flush=True)
-    return json.loads(file.read_text())
 
 
 @functools.partial(jax.jit, static_argnames=("examples", "dim", "rank", "starts", "padded"))
@@ -344,7 +325,7 @@ def indicator_rows(config: Any, penalty: Penalty, rows: Sequence[Row]) -> list[R
     least = settings.rank / settings.dim  # zero error and r rows
     for kappa in settings.kappas:
         for seed in settings.seeds:
-            pool = rows_of(rows, part="linear", kappa=kappa, seed=seed)
+            pool = rows_with(rows, part="linear", kappa=kappa, seed=seed)
             energies = [
                 _energy(penalty, row["error"], row["row_squares"], settings.dim) for row in pool
             ]

@@ -13,19 +13,10 @@ from vaebal import report
 from vaebal.checkpoints import write_atomically
 from vaebal.data import load
 from vaebal.penalties import named
-from vaebal.report import Row
+from vaebal.report import Row, distinct, rows_with
 
 PIXELS = 64  # of a digit
 ERROR = "error  ‖X−X̂‖²/(dn)"
-
-
-def rows_of(rows: Sequence[Row], **fields: Any) -> list[Row]:
-    """The rows that have these values."""
-    return [row for row in rows if all(row[name] == value for name, value in fields.items())]
-
-
-def _distinct(rows: Sequence[Row], field: str) -> list[Any]:
-    return list(dict.fromkeys(row[field] for row in rows))
 
 
 def _best(rows: Sequence[Row]) -> list[Row]:
@@ -69,17 +60,17 @@ def _signed(values: Sequence[float]) -> str:
 def linear_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Error and active rows of every penalty at every kappa, over seeds."""
     rows = _best(rows)
-    kappas = _distinct(rows, "kappa")
+    kappas = distinct(rows, "kappa")
     header = ["h(u)", "h′(0)"]
     for kappa in kappas:
         header += [f"error, κ = {kappa}", "rows"]
     header += ["balanced"]
     body = []
-    for penalty in _distinct(rows, "penalty"):
-        mine = rows_of(rows, penalty=penalty)
+    for penalty in distinct(rows, "penalty"):
+        mine = rows_with(rows, penalty=penalty)
         line = [penalty, _slope(mine[0])]
         for kappa in kappas:
-            seeds = rows_of(mine, kappa=kappa)
+            seeds = rows_with(mine, kappa=kappa)
             zero = 1e-12 if all(_field(seeds, "zero_error")) else 0.0
             line += [
                 _errors(_field(seeds, "error"), 3, zero),
@@ -93,15 +84,15 @@ def linear_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 def homotopy_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """With the homotopy and without, at the largest kappa: rows, energies, single starts."""
     rows = [row for row in rows if row["homotopy"] is not None]
-    rows = rows_of(rows, kappa=max(_distinct(rows, "kappa")))
+    rows = rows_with(rows, kappa=max(distinct(rows, "kappa")))
     header = ["h(u)"]
     for name in ("homotopy", "from scratch"):
         header += [f"{name}: rows", "energy − SVD's", "balanced starts"]
     body = []
-    for penalty in _distinct(rows, "penalty"):
+    for penalty in distinct(rows, "penalty"):
         line = [penalty]
         for homotopy in (True, False):
-            seeds = rows_of(rows, penalty=penalty, homotopy=homotopy)
+            seeds = rows_with(rows, penalty=penalty, homotopy=homotopy)
             line += [
                 report.with_spread(_field(seeds, "active"), 1),
                 _signed(_field(seeds, "energy_above_svd")),
@@ -140,8 +131,8 @@ def power_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Error and active rows by p."""
     header = ["p", "error", "exact error", "scaling argument", "rows"]
     body = []
-    for p in sorted(_distinct(rows, "p")):
-        seeds = rows_of(rows, p=p)
+    for p in sorted(distinct(rows, "p")):
+        seeds = rows_with(rows, p=p)
         # What the search leaves of zero; the other two are zero exactly.
         rounding = {"error": 1e-12 if p <= 0.5 else 0.0, "exact_error": 0.0, "scaling_error": 0.0}
         line = [f"{p:g}", *(_errors(_field(seeds, k), 3, zero) for k, zero in rounding.items())]
@@ -153,9 +144,9 @@ def digits_table(rows: Sequence[Row], kept: int) -> tuple[list[str], list[list[s
     """Deep autoencoders on one data set: error and active rows, with the homotopy or not."""
     header = ["h(u)", "homotopy", "error", "test error", "rows"]
     body = []
-    for penalty in _distinct(rows, "penalty"):
+    for penalty in distinct(rows, "penalty"):
         for homotopy in (True, False):
-            if seeds := rows_of(rows, kept=kept, penalty=penalty, homotopy=homotopy):
+            if seeds := rows_with(rows, kept=kept, penalty=penalty, homotopy=homotopy):
                 body.append(
                     [
                         *(penalty, "yes" if homotopy else "no"),
@@ -172,11 +163,11 @@ def _digits_name(kept: int) -> str:
 
 def sentence(rows: Sequence[Row]) -> str:
     """What was seen, in one sentence, from the rows alone."""
-    linear = _best(rows_of(rows, part="linear"))
+    linear = _best(rows_with(rows, part="linear"))
     kappa = max(row["kappa"] for row in linear)
     groups: dict[str, list[str]] = {"balanced": [], "redundant": [], "inexact": []}
-    for penalty in _distinct(linear, "penalty"):
-        seeds = rows_of(linear, penalty=penalty, kappa=kappa)
+    for penalty in distinct(linear, "penalty"):
+        seeds = rows_with(linear, penalty=penalty, kappa=kappa)
         if all(row["balanced"] for row in seeds):
             groups["balanced"].append(penalty)
         elif all(row["zero_error"] for row in seeds):
@@ -189,16 +180,16 @@ def sentence(rows: Sequence[Row]) -> str:
         "inexact": "an error left under",
     }
     parts = [f"{said[name]} {', '.join(group)}" for name, group in groups.items() if group]
-    powers = rows_of(rows, part="power")
+    powers = rows_with(rows, part="power")
     exact = [
-        p for p in _distinct(powers, "p") if all(r["zero_error"] for r in rows_of(powers, p=p))
+        p for p in distinct(powers, "p") if all(r["zero_error"] for r in rows_with(powers, p=p))
     ]
     tail = f"along u^p the error is zero up to p = {max(exact):g}" if exact else "no u^p reaches it"
-    digits = rows_of(rows, part="digits", homotopy=True)
-    kept = min(_distinct(digits, "kept"))
+    digits = rows_with(rows, part="digits", homotopy=True)
+    kept = min(distinct(digits, "kept"))
     deep = []
-    for penalty in _distinct(digits, "penalty"):
-        active = _field(rows_of(digits, kept=kept, penalty=penalty), "active")
+    for penalty in distinct(digits, "penalty"):
+        active = _field(rows_with(digits, kept=kept, penalty=penalty), "active")
         deep.append(f"{np.mean(active):.2g} under {penalty}")
     return (
         f"With κ = {kappa} latents on data of rank {linear[0]['rank']}: {'; '.join(parts)}; "
@@ -224,7 +215,7 @@ def protocol(config: Any, rows: Sequence[Row]) -> dict[str, str]:
         for formula in linear.penalties
         if not named(formula).differentiable
     )
-    kept = min(_distinct(rows_of(rows, part="digits"), "kept"))
+    kept = min(distinct(rows_with(rows, part="digits"), "kept"))
     return {
         "linear": (
             f"Data: rank {linear.rank} exactly, d = {linear.dim}, n = {linear.examples}, normal "
@@ -283,10 +274,10 @@ def draw_linear(rows: Sequence[Row]) -> plt.Figure:
 
     The error is the homotopy's alone; the rows without it are hollow.
     """
-    penalties, kappas = _distinct(rows, "penalty"), _distinct(rows, "kappa")
+    penalties, kappas = distinct(rows, "penalty"), distinct(rows, "kappa")
     rank, floor = rows[0]["rank"], 1e-15
     figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.4))
-    jitter = np.linspace(-0.05, 0.05, len(_distinct(rows, "seed")))
+    jitter = np.linspace(-0.05, 0.05, len(distinct(rows, "seed")))
     for colour, kappa, offset in zip(
         report.COLOURS * 3, kappas, np.linspace(-0.25, 0.25, len(kappas)), strict=False
     ):
@@ -296,7 +287,7 @@ def draw_linear(rows: Sequence[Row]) -> plt.Figure:
             chosen = [row for row in rows if (row["homotopy"] is not False) == homotopy]
             places, values = [], []
             for place, penalty in enumerate(penalties):
-                seeds = rows_of(chosen, penalty=penalty, kappa=kappa)
+                seeds = rows_with(chosen, penalty=penalty, kappa=kappa)
                 places += [place + offset + step for step in jitter[: len(seeds)]]
                 values += [max(row[field], floor) for row in seeds]
             axis.plot(
@@ -330,7 +321,7 @@ def draw_linear(rows: Sequence[Row]) -> plt.Figure:
 
 def draw_power(rows: Sequence[Row]) -> plt.Figure:
     """Error and active rows against p: found, exact, and by the scaling argument."""
-    exponents, rank = sorted(_distinct(rows, "p")), rows[0]["rank"]
+    exponents, rank = sorted(distinct(rows, "p")), rows[0]["rank"]
     figure, axes = plt.subplots(1, 2, figsize=(7.6, 3.0))
     floor = 1e-16
 
@@ -339,7 +330,7 @@ def draw_power(rows: Sequence[Row]) -> plt.Figure:
         ("exact_error", "-", "exact minimum"),
         ("scaling_error", "--", "scaling argument"),
     ):
-        means = [max(np.mean(_field(rows_of(rows, p=p), field)), floor) for p in above]
+        means = [max(np.mean(_field(rows_with(rows, p=p), field)), floor) for p in above]
         axes[0].plot(above, means, style, color="0.35", linewidth=1.3, label=label)
     for axis, field, label in zip(axes, ("error", "active"), ("best start", None), strict=True):
         axis.plot(
@@ -362,13 +353,13 @@ def draw_power(rows: Sequence[Row]) -> plt.Figure:
 
 def draw_digits(rows: Sequence[Row]) -> plt.Figure:
     """Every latent's mean square, largest first, under every penalty, for every data set."""
-    kepts, penalties = _distinct(rows, "kept"), _distinct(rows, "penalty")
+    kepts, penalties = distinct(rows, "kept"), distinct(rows, "penalty")
     figure, axes = plt.subplots(
         1, len(kepts), figsize=(4.2 * len(kepts), 3.1), sharey=True, squeeze=False
     )
     for axis, kept in zip(axes[0], kepts, strict=True):
         for colour, penalty in zip(report.COLOURS * 3, penalties, strict=False):
-            seeds = rows_of(rows, kept=kept, penalty=penalty, homotopy=True)
+            seeds = rows_with(rows, kept=kept, penalty=penalty, homotopy=True)
             for index, row in enumerate(seeds):
                 axis.plot(
                     range(1, row["kappa"] + 1), row["row_squares"], "o-", color=colour,
@@ -389,7 +380,8 @@ def draw_digits(rows: Sequence[Row]) -> plt.Figure:
 def write(config: Any, path: Path, rows: Sequence[Row]) -> None:
     """Writes rows, tables and figures into `path`, and prints the tables."""
     parts = {
-        part: rows_of(rows, part=part) for part in ("linear", "counterexamples", "power", "digits")
+        part: rows_with(rows, part=part)
+        for part in ("linear", "counterexamples", "power", "digits")
     }
     for part, content in parts.items():
         report.write_rows(content, path, part)
@@ -405,7 +397,7 @@ def write(config: Any, path: Path, rows: Sequence[Row]) -> None:
         ("The threshold of u^p", power_table(parts["power"]), "power", "power.png"),
         *(
             (f"Deep: the digits, {_digits_name(kept)}", digits_table(parts["digits"], kept), "", "")
-            for kept in _distinct(parts["digits"], "kept")
+            for kept in distinct(parts["digits"], "kept")
         ),
         ("Deep: how it was made", None, "digits", "digits.png"),
     ):

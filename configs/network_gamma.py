@@ -1,0 +1,29 @@
+"""The speed of gamma's descent on random-network manifolds of known dimension r, on a laptop.
+
+Command: python main.py --config=configs/network_gamma.py
+Cost: 90 runs of 20,000 steps of a small MLP, about 25 minutes on two free CPU cores.
+"""
+
+import ml_collections
+
+from configs import base
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = base.gamma("network_gamma")
+    config.data.name = "network"
+    config.data.resolution = 8
+    config.data.ranks = (1, 2, 4, 6, 8, 12)
+    config.data.train_size = 10_000
+    config.data.test_size = 2_000
+    config.model.network = "mlp"
+    config.model.width = 128
+    config.model.blocks = 2
+    config.train.seeds = (0, 1, 2)
+    config.train.arms = (
+        *("adaptive", "fixed at adaptive"),
+        *("learned 5e-4", "learned 2e-3", "learned 1e-1"),
+    )
+    config.train.epochs_per_chunk = 5
+    config.train.epochs_per_checkpoint = 100
+    return config

@@ -1,0 +1,24 @@
+"""Learned against fixed gamma on drawn scenes of known dimension r, small enough for a laptop.
+
+Command: python main.py --config=configs/rendered16_gamma.py
+"""
+
+import ml_collections
+
+from configs import base
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = base.gamma("rendered16_gamma")
+    config.data.resolution = 16
+    config.data.ranks = (2, 4, 6)
+    config.data.train_size = 10_000
+    config.data.test_size = 2_000
+    config.model.network = "mlp"
+    config.model.width = 256
+    config.model.blocks = 2
+    config.train.seeds = (0, 1)
+    config.train.arms = ("adaptive", "fixed at adaptive", "learned 1e-1")
+    config.train.epochs_per_chunk = 5
+    config.train.epochs_per_checkpoint = 50
+    return config
