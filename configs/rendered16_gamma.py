@@ -11,7 +11,7 @@ from configs import base
 def get_config() -> ml_collections.ConfigDict:
     config = base.gamma("rendered16_gamma")
     config.data.resolution = 16
-    config.data.ranks = (2, 4, 6)
+    config.data.ranks = (2, 4)
     config.data.train_size = 10_000
     config.data.test_size = 2_000
     config.model.network = "mlp"

@@ -59,7 +59,7 @@ def experiment(rows):
     config = ml_collections.ConfigDict({
         "name": "test", "data": {"noise": 0.1}, "model": {"latents": 20},
         "train": {"epochs": 10, "batch_size": 8, "learning_rate": 1e-3, "guard": 2.0,
-                  "release": (0.6, 0.8)},
+                  "slowest": 1e-4, "fastest": 0.02, "release": (0.6, 0.8)},
         "eval": {"mmd_samples": 50},
     })  # fmt: skip
     keys = [(each["arm"], each["rank"], each["seed"]) for each in rows]

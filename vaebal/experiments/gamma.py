@@ -99,6 +99,11 @@ def arms(config: Any) -> list[Arm]:
     found: list[Arm] = []
     for text in checks.distinct(config, "train.arms"):
         arm = parse_arm(text, config.train.fastest)
+        if arm.of.startswith("fixed"):
+            raise InputError(
+                f"train.arms holds {text!r}: {arm.of!r} has no γ of its own; name the arm that it "
+                "is fixed at."
+            )
         if arm.of and arm.of not in [other.name for other in found]:
             raise InputError(
                 f"train.arms holds {text!r}, but {arm.of!r} is not run before it, so its final γ "
