@@ -234,6 +234,28 @@ def test_an_adaptive_gamma_stays_above_the_guarded_residual(small_vae, pixels):
     assert float(metrics.residual_variance[1]) == pytest.approx(largest, rel=0.2)
 
 
+def test_only_a_released_guard_lets_gamma_become_stationary(small_vae, pixels):
+    """After the release gamma follows the error; kept to the end, the guard holds it above."""
+    settings = SETTINGS._replace(gamma_rule="adaptive", total_steps=400, release=(0.5, 0.6))
+    stack = stack_members(
+        [Member(0, 5, 1.0, 0.05, gamma_guard=0.8, gamma_release=r) for r in (0.0, 1.0)]
+    )
+    _, metrics = trained(Trainer(small_vae(), settings, stack, pixels, 32), 133)
+    residual = np.asarray(metrics.gamma) / (np.asarray(metrics.squared_error) / 16) - 1
+    assert abs(residual[1]) < 0.1
+    assert residual[0] > 1
+    # The guard never lifts gamma, so it follows the least that the estimate has been.
+    assert 0.6 < float(metrics.gamma[0]) / (0.8 * float(metrics.residual_variance[0])) < 1
+
+
+def test_the_slowest_fall_passes_a_guard():
+    """What no training explains cannot hold gamma for ever."""
+    member = Member(0, 5, 0.5, 0.02)
+    start = jnp.log(jnp.float32(0.5))
+    got = next_log_gamma(start, 1e-3, member, 7.0, slowest=1e-3)
+    assert float(got - start) == pytest.approx(-1e-3, rel=1e-4)
+
+
 def test_the_latent_gradient_is_that_of_finite_differences(small_vae, pixels):
     with jax.enable_x64(True):
         model, member = small_vae(gamma=0.2), Member(3, 4, 0.2, 0.0)
