@@ -1,8 +1,12 @@
 """Flags -> `vaebal.experiments.run(config, workdir)`.
 
 python main.py --config=configs/mnist_kappa.py --workdir=runs/mnist
+
+Exit codes: 0 done; 1 diverged; 2 bad input; 74 nothing can be written or read any more (a full
+disk, damaged checkpoints); 75 stopped on a scheduler's notice with everything saved, start again.
 """
 
+import errno
 import os
 import sys
 
@@ -16,18 +20,45 @@ def main(argv: list[str]) -> int:
     logging.set_verbosity(logging.WARNING)  # JAX tells of every accelerator it does not find
     # Figures are written, not shown; importing vaebal in a notebook leaves its backend alone.
     os.environ.setdefault("MPLBACKEND", "Agg")
+    from vaebal.checkpoints import CheckpointError, Preempted
     from vaebal.errors import Diverged, InputError
     from vaebal.experiments import run
 
+    # sysexits.h: EX_IOERR, and EX_TEMPFAIL, "the user is invited to retry".
+    codes = {Diverged: 1, InputError: 2, CheckpointError: 74, Preempted: 75}
     try:
         if len(argv) > 1:
             raise InputError(f"Unexpected argument {argv[1]!r}: fields are set by --config.FIELD=.")
+        _join_processes()
         config = flags.FLAGS.config
         run(config, flags.FLAGS.workdir or os.path.join("runs", config.name))
-    except (InputError, Diverged) as error:
+    except tuple(codes) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
+        return codes[type(error)]
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        print(
+            f"error: {error.filename or 'the workdir'} cannot be written ({error.strerror}): free "
+            "space; the same command then goes on.",
+            file=sys.stderr,
+        )
+        return codes[CheckpointError]
     return 0
+
+
+def _join_processes() -> None:
+    from vaebal import devices
+    from vaebal.errors import InputError
+
+    names = ("coordinator_address", "num_processes", "process_id")
+    given = [flags.FLAGS[name].value for name in names]
+    if flags.FLAGS.distributed:
+        devices.join(*given)
+        if not devices.is_writer():
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    elif any(value is not None for value in given):
+        raise InputError(f"--{', --'.join(names)} mean nothing without --distributed: add it.")
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -45,6 +76,18 @@ def parse_flags(argv: list[str]) -> list[str]:
             "Where the run lives; the same command there continues it. Default: runs/ and the "
             "config's name.",
         )
+        flags.DEFINE_bool(
+            "distributed",
+            False,
+            "Whether this is one of several processes that train together: see docs/devices.md.",
+        )
+        flags.DEFINE_string(
+            "coordinator_address",
+            None,
+            "host:port of process 0, with --distributed where neither a TPU pod nor Slurm tells.",
+        )
+        flags.DEFINE_integer("num_processes", None, "With it: how many processes there are.")
+        flags.DEFINE_integer("process_id", None, "With it: which one this is, from 0.")
         rest = flags.FLAGS(argv)
         _ = flags.FLAGS.config.experiment  # a file that could not be loaded raises only here
         return rest

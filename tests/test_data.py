@@ -4,6 +4,7 @@ import io
 import urllib.error
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -194,3 +195,120 @@ def test_all_images_come_equally_often():
     counts = np.bincount(np.asarray(orders).ravel(), minlength=50)
     expected, spread = 200 * 48 / 50, np.sqrt(200 * 0.96 * 0.04)
     assert np.abs(counts - expected).max() < 5 * spread
+
+
+def manifold(name="linear", **changes):
+    options = {"rank": 3, "resolution": 8, "train_size": 30, "test_size": 10, "seed": 5}
+    return data.manifold(name, **(options | changes))
+
+
+def pixels_of(images):
+    return np.concatenate([images.decode(jnp.asarray(s)) for s in (images.train, images.test)])
+
+
+@pytest.mark.parametrize("name", data.MANIFOLDS)
+def test_a_manifolds_images_are_the_same_stored_or_drawn(name, monkeypatch):
+    stored = manifold(name)
+    monkeypatch.setattr(data, "STORED_BYTES", 0)
+    drawn = manifold(name)
+    assert stored.train.shape == (30, stored.dim) == (30, 8 * 8 * 3)
+    for images in (stored, drawn):
+        assert images.image_shape == (8, 8, 3)
+        assert (images.train_factors.shape, images.test_factors.shape) == ((30, 3), (10, 3))
+    np.testing.assert_array_equal(drawn.train, stored.train_factors)
+    np.testing.assert_array_equal(drawn.test, stored.test_factors)
+    np.testing.assert_allclose(pixels_of(drawn), pixels_of(stored), atol=1e-6)
+    assert pixels_of(stored).min() >= 0
+    assert pixels_of(stored).max() <= 1
+    # A program compiled for one set serves another of the same kind.
+    assert drawn.decode == manifold(name, rank=2).decode
+
+
+def test_a_manifolds_images_are_functions_of_seed_and_index():
+    """Another cut moves the border between the splits, no image; another seed moves them all."""
+    images = pixels_of(manifold())
+    np.testing.assert_allclose(pixels_of(manifold(train_size=12, test_size=28)), images, atol=1e-6)
+    assert (np.abs(pixels_of(manifold(seed=6)) - images).max(1) > 0.01).all()
+    apart = np.linalg.norm(images[:, None] - images[None], axis=-1)
+    assert apart[np.triu_indices(40, 1)].min() > 1e-3  # so no test image is a training image
+
+
+@pytest.mark.parametrize("rank", [1, 4, 12])
+def test_a_linear_manifold_has_exactly_its_rank(rank):
+    images = np.float64(pixels_of(manifold(rank=rank)))
+    sizes = np.linalg.svd(images - images.mean(0), compute_uv=False)
+    assert sizes[rank - 1] > 1e-2 * sizes[0]
+    assert sizes[rank] < 1e-5 * sizes[0]
+
+
+def test_the_factors_are_the_coordinates_of_a_linear_manifold():
+    images = manifold()
+    design = np.c_[np.ones(30), images.train_factors]
+    weights, *_ = np.linalg.lstsq(design, np.float64(images.train), rcond=None)
+    predicted = np.c_[np.ones(10), images.test_factors] @ weights
+    np.testing.assert_allclose(predicted, images.test, atol=1e-5)
+
+
+def test_observation_noise_is_white_and_of_its_variance():
+    noisy = pixels_of(manifold(noise=0.02))
+    noise = noisy - pixels_of(manifold())  # [40, 192]
+    assert np.mean(noise**2) == pytest.approx(4e-4, rel=5 * np.sqrt(2 / noise.size))
+    assert abs(noise.mean()) < 5 * 0.02 / np.sqrt(noise.size)
+    between = np.corrcoef(noise)[np.triu_indices(40, 1)]
+    assert np.abs(between).max() < 5 / np.sqrt(192)  # images share none of it
+    np.testing.assert_array_equal(pixels_of(manifold(noise=0.02)), noisy)  # added once for all
+
+
+def test_a_mean_image_in_blocks_that_do_not_divide_the_rows():
+    images = manifold("network")
+    expected = np.float64(images.train).mean(0)
+    np.testing.assert_allclose(data.mean_image(images.train, block=7), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "sphere"}, "data.name='sphere' must be one of 'rendered', 'linear', 'network'"),
+        ({"rank": 0}, r"data.ranks holds r=0: r must be an integer in 1..12"),
+        ({"rank": 13}, r"data.ranks holds r=13"),
+        ({"noise": 0.1}, r"data.noise=0.1 needs the 40 images of 192 pixels stored"),
+    ],
+)
+def test_manifolds_that_cannot_be_are_told(changes, message, monkeypatch):
+    if "noise" in changes:
+        monkeypatch.setattr(data, "STORED_BYTES", 40 * 192 * 4 - 1)
+    with pytest.raises(InputError, match=message):
+        manifold(**changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("celeb_a", "data.name='celeb_a' was not found in data.dir="),
+        ("folder", "data.folder='/nowhere/at/all' is not a folder"),
+    ],
+)
+def test_photographs_that_are_not_there_are_one_sentence(tmp_path, name, message):
+    with pytest.raises(InputError, match=message) as error:
+        data.load(name, str(tmp_path), folder="/nowhere/at/all")
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_of_photographs_is_loaded_at_its_resolution(tmp_path):
+    """Grey levels tell the files apart; one file is no image."""
+    from PIL import Image
+
+    levels = list(range(0, 240, 12))
+    for level in levels:
+        Image.new("RGB", (20, 16), (level,) * 3).save(tmp_path / f"{level}.png")
+    options = {"resolution": 8, "folder": str(tmp_path)}
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"broken\.png.*data\.bad='skip'"):
+        data.load("folder", str(tmp_path / "cache"), **options)
+    with pytest.warns(UserWarning, match=r"Skipped: 1 of 21 files.*broken\.png"):
+        images = data.load("folder", str(tmp_path / "cache"), bad="skip", **options)
+    assert images.image_shape == (8, 8, 3)
+    rows = np.concatenate([images.train, images.test])
+    assert (rows.dtype, rows.shape) == (np.uint8, (20, 192))
+    assert sorted(rows[:, 0]) == levels
+    np.testing.assert_allclose(images.decode(images.test), images.test / 255, atol=1e-6)

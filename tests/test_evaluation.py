@@ -153,3 +153,46 @@ def test_active_units_error_matches_fresh_draws():
     spread = np.std([draw.value for draw in draws])
     said = np.sqrt(np.mean([draw.error**2 for draw in draws]))
     assert said == pytest.approx(spread, rel=0.25)
+
+
+def halve(rows):
+    return (rows - 3) / 2
+
+
+def test_rows_that_are_not_pixels_are_decoded(affine):
+    """Every estimator on rows = 2 x + 3 with their decoder, against x itself."""
+    data, model, params, _ = affine
+    options = {"seed": 0, "block": 40}
+    expected = evaluation.posterior(model, params, data, **options)
+    got = evaluation.posterior(model, params, data * 2 + 3, decode=halve, **options)
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+    options |= {"samples": 2}
+    expected, _ = evaluation.importance_weighted_nll(model, params, data, **options)
+    got, _ = evaluation.importance_weighted_nll(
+        model, params, data * 2 + 3, decode=halve, **options
+    )
+    np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_samples_are_draws_of_the_posterior_and_those_the_errors_are_of(affine):
+    data, model, params, _ = affine
+    repeated = np.repeat(data, 50, axis=0)
+    got = evaluation.posterior(model, params, repeated, seed=0, block=1000)
+    x_hat = model.apply({"params": params}, got.sample, method="decode")
+    np.testing.assert_allclose(
+        got.squared_error_sampled, ((repeated - x_hat) ** 2).sum(1), rtol=1e-3, atol=1e-5
+    )
+    # sigma^2 is the same for every x here: the draws whitened are standard normal.
+    z = (got.sample - got.mean) / np.sqrt(got.variance)
+    assert stats.kstest(z.ravel(), "norm").pvalue > 1e-4
+    correlation = np.corrcoef(z.T) - np.eye(4)
+    assert np.abs(correlation).max() < 5 / np.sqrt(len(z))
+
+
+def test_unused_latents_are_drawn_as_zero(small_vae, pixels):
+    model = small_vae(gamma=0.1)
+    params = init_params(model, stream(0, "init"), jnp.asarray(pixels.mean(0)), 2)
+    got = evaluation.posterior(model, params, pixels, seed=0, block=50, kappa=2)
+    np.testing.assert_array_equal(got.sample[:, 2:], 0)
+    assert (got.sample[:, :2] != got.mean[:, :2]).all()

@@ -3,7 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vaebal.models import Outputs, init_params, latent_noise, prior_samples
+from vaebal.models import (
+    Outputs,
+    conv_vae,
+    infogan_vae,
+    init_params,
+    latent_noise,
+    prior_samples,
+)
 from vaebal.objectives import gaussian_vae_terms
 from vaebal.streams import stream
 
@@ -90,6 +97,50 @@ def test_initialisation_centres_both_ends_on_the_data(small_vae, pixels):
     np.testing.assert_allclose(pixels.mean(0) @ first["kernel"] + first["bias"], 0, atol=1e-6)
     at_zero = model.apply({"params": params}, jnp.zeros((1, 5)), method="decode")
     np.testing.assert_allclose(at_zero[0], pixels.mean(0), atol=1e-6)
+
+
+def _image_vae(build, **changes):
+    options = {"image_shape": (8, 8, 1), "latents": 5, "affine_skip": True, "gamma": 0.1}
+    if build is conv_vae:
+        options |= {"patch": 1, "width": 2, "blocks": 1, "residual": True}
+    return build(activation=jax.nn.silu, **(options | changes))
+
+
+def test_skips_of_convolutional_nets_switch_alone():
+    """As those of the MLP: residual skips change no parameter, the affine skip adds W_x."""
+
+    def shapes(build, **changes):
+        model = _image_vae(build, **changes)
+        return _shapes(jax.eval_shape(lambda: _init(model, np.zeros((1, 64)))))
+
+    for build in (conv_vae, infogan_vae):
+        reference = shapes(build)
+        assert reference.pop("affine/kernel") == (5, 64)
+        assert shapes(build, affine_skip=False) == reference
+    assert shapes(conv_vae, residual=False) == shapes(conv_vae)
+    assert shapes(conv_vae, gamma=None) == shapes(conv_vae) | {"log_gamma": ()}
+
+
+@pytest.mark.parametrize("build", [conv_vae, infogan_vae])
+def test_padding_the_latents_of_a_convolutional_net_changes_nothing(build):
+    """K = 9 with kappa = 5 starts as the model of K = 5, and the rest is the prior."""
+    x = jax.random.uniform(jax.random.key(0), (3, 64))
+    outputs = []
+    for latents, kappa in ((5, None), (9, 5)):
+        model = _image_vae(build, latents=latents)
+        eps = latent_noise(jax.random.key(1), 3, latents)
+        run = jax.jit(
+            lambda model=model, kappa=kappa, eps=eps: model.apply(
+                {"params": _init(model, np.asarray(x), kappa=kappa)}, x, eps, kappa
+            )
+        )
+        outputs.append(run())
+    alone, padded = outputs
+    np.testing.assert_allclose(padded.x_hat, alone.x_hat, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(padded.mean[:, :5], alone.mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(padded.mean[:, 5:], 0)
+    np.testing.assert_array_equal(padded.log_var[:, 5:], 0)
+    assert np.abs(alone.mean).max() > 0.1
 
 
 @pytest.mark.parametrize("latents", [4, 64, 784])

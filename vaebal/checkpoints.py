@@ -1,33 +1,89 @@
 """Where a run keeps what it has done: one lock on the config, checkpoints, finished rows."""
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
+import re
+import socket
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
+from jax import Array
+from jax.experimental import multihost_utils
 
+from vaebal.devices import is_writer
 from vaebal.errors import InputError
+
+log = logging.getLogger(__name__)
+
+# Open files whose locks this process holds until it ends, by workdir.
+_locks: dict[Path, int] = {}
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint can be neither written nor read; says what is left. Exit code 74."""
+
+
+class Preempted(RuntimeError):
+    """Stopped on notice, with everything saved: the same command goes on. Exit code 75."""
 
 
 def open_workdir(workdir: str, config: dict[str, Any]) -> Path:
     """Creates `workdir` for `config`, or re-opens it if it holds the same config's run.
 
+    The directory is this process's until it ends, however it ends. Of several processes of one
+    run (`devices.join`) the first opens it for all.
+
     Args:
-      workdir: path of the run.
+      workdir: path of the run; with a scheme, as in gs://bucket/run, it is remote, and no lock
+        keeps another process out.
       config: the run's resolved config, of plain values.
 
+    Returns:
+      The absolute path; an `epath.Path` if it is remote.
+
     Raises:
-      InputError: the directory cannot be written, or holds another config's run.
+      InputError: the directory cannot be written, is in use, or holds another config's run.
     """
-    path = Path(workdir).expanduser().resolve()
+    remote = "://" in workdir
+    path = epath.Path(workdir) if remote else Path(workdir).expanduser().resolve()
     # Through JSON and back, so that tuples and lists compare alike.
     config = json.loads(json.dumps(config))
+    refusal = None
+    if is_writer():
+        try:
+            _open(path, config)
+        except OSError as error:
+            refusal = InputError(
+                f"--workdir={workdir} cannot be written ({error.strerror or error}): choose "
+                "another."
+            )
+            refusal.__cause__ = error
+        except InputError as error:
+            refusal = error
+    if jax.process_count() > 1:
+        refused = multihost_utils.broadcast_one_to_all(np.array(refusal is not None))
+        if refused and refusal is None:
+            refusal = InputError(f"--workdir={workdir} was refused to the first process.")
+    if refusal is not None:
+        raise refusal
+    return path
+
+
+def _open(path: Path, config: dict[str, Any]) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+    _lock(path)
+    held = path / "config.json"
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        held = path / "config.json"
         if held.exists():
             _require_same(json.loads(held.read_text()), config, path)
         else:
@@ -35,11 +91,38 @@ def open_workdir(workdir: str, config: dict[str, Any]) -> Path:
         probe = path / f".probe.{os.getpid()}"
         probe.touch()
         probe.unlink()
-    except OSError as error:
+    except BaseException:
+        if path in _locks:
+            os.close(_locks.pop(path))
+        raise
+
+
+def _lock(path: Path) -> None:
+    if not isinstance(path, Path):
+        return
+    file = path / ".lock"
+    held = _locks.get(path)
+    # The directory may have been deleted and made again since.
+    if held is not None and file.exists() and os.path.samestat(os.fstat(held), file.stat()):
+        return
+    handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        # Unlike a file's presence, this ends with its process.
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        owner = os.read(handle, 300).decode()
+        os.close(handle)
         raise InputError(
-            f"--workdir={workdir} cannot be written ({error.strerror}): choose another."
+            f"--workdir={path} is in use by {owner or 'another process'}: let it end, or choose "
+            "another."
         ) from error
-    return path
+    except OSError as error:
+        os.close(handle)
+        log.warning("%s cannot be locked (%s): start no second run there.", path, error.strerror)
+        return
+    os.ftruncate(handle, 0)
+    os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
+    _locks[path] = handle
 
 
 def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -66,26 +149,64 @@ def write_atomically(path: Path, text: str) -> None:
     """Writes `text` so that `path` is always either the old file or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    partial.write_text(text)
-    partial.replace(path)
+    try:
+        with partial.open("w") as file:
+            file.write(text)
+            if isinstance(path, Path):
+                # Else the name could outlive the text when a machine goes down.
+                file.flush()
+                os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@jax.jit
+def fingerprint(state: Any) -> Array:
+    """[leaves] uint32, on any number of devices the same; one byte changed always changes it.
+
+    Every byte of a leaf counts with an odd weight of its own, modulo 2^32.
+    """
+
+    def one(leaf: Array) -> Array:
+        octets = jax.lax.bitcast_convert_type(leaf, jnp.uint8).ravel().astype(jnp.uint32)
+        weights = 2 * jnp.arange(octets.size, dtype=jnp.uint32) + 1
+        return (octets * weights).sum(dtype=jnp.uint32)
+
+    return jnp.stack([one(leaf) for leaf in jax.tree.leaves(state)])
+
+
+def _not_from_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname
 
 
 class Checkpoints(contextlib.AbstractContextManager):
-    """The last two checkpoints of a training state, saved asynchronously by Orbax.
+    """The last three checkpoints of a training state, saved asynchronously by Orbax.
 
-    Steps are counted in epochs. A killed save leaves the one before it intact.
+    Steps are counted in epochs. A killed or failed save leaves those before it intact.
     """
 
     def __init__(self, directory: Path):
-        # Orbax logs every save; the progress bar says what a user needs.
-        logging.getLogger("absl").setLevel(logging.WARNING)
+        # Orbax logs every save, and every failure with its traceback; here failures are raised.
+        logging.getLogger("absl").addFilter(_not_from_orbax)
         self.directory = directory
         self._manager = ocp.CheckpointManager(
-            directory, options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
+            directory,
+            # Named at once, so that a checkpoint's metadata can be read before its state.
+            item_handlers=ocp.StandardCheckpointHandler(),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=3,
+                create=True,
+                cleanup_tmp_directories=True,
+                # Else one damaged checkpoint keeps all others from being opened.
+                lightweight_initialize=True,
+            ),
         )
 
     def __exit__(self, *exception) -> None:
-        self._manager.close()
+        with self._writing():
+            self._manager.close()
 
     @property
     def latest(self) -> int | None:
@@ -93,13 +214,91 @@ class Checkpoints(contextlib.AbstractContextManager):
         return self._manager.latest_step()
 
     def save(self, epoch: int, state: Any) -> None:
-        """Copies `state` off the device, then writes it in the background."""
-        self._manager.save(epoch, args=ocp.args.StandardSave(state))
+        """Copies `state` off the device, then writes it in the background.
+
+        Raises:
+          CheckpointError: this save, or the one before it, cannot be written.
+        """
+        # Orbax and what is below it check metadata and lengths, but not the values.
+        marks = jax.device_get(fingerprint(state)).tolist()
+        with self._writing():
+            self._manager.save(
+                epoch,
+                args=ocp.args.StandardSave(state),
+                custom_metadata={"fingerprint": marks},
+                force=True,
+            )
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of any type: they come from C++, and through threads
+            whole = self._manager.all_steps(read=True)
+            left = f"epoch {max(whole)}, which is whole" if whole else "the start"
+            raise CheckpointError(
+                f"A checkpoint could not be written in {self.directory} ({_in_a_line(error)}): "
+                f"free space or mend the disk; the same command then goes on from {left}."
+            ) from error
 
     def restore(self, epoch: int, shapes: Any) -> Any:
-        """The state of `epoch`; `shapes` has its tree of jax.ShapeDtypeStruct with shardings."""
-        return self._manager.restore(epoch, args=ocp.args.StandardRestore(shapes))
+        """The state of `epoch`, as it was saved.
+
+        Args:
+          shapes: its tree of jax.ShapeDtypeStruct with shardings, over any devices.
+
+        Raises:
+          CheckpointError: it is damaged, or not of these shapes.
+        """
+        try:
+            state = self._manager.restore(epoch, args=ocp.args.StandardRestore(shapes))
+            marks = self._manager.metadata(epoch).custom_metadata.get("fingerprint")
+        except Exception as error:  # of any type: whatever the damage brings about
+            raise CheckpointError(
+                f"Checkpoint {self.path(epoch)} cannot be read ({_in_a_line(error)})."
+            ) from error
+        if marks is not None and marks != jax.device_get(fingerprint(state)).tolist():
+            raise CheckpointError(
+                f"Checkpoint {self.path(epoch)} is damaged (its values are not those saved)."
+            )
+        return state
+
+    def restore_latest(self, shapes: Any) -> tuple[int, Any] | None:
+        """The epoch and state of the newest whole checkpoint; None if there never was any.
+
+        Damaged ones are named in the log, stepped over, and deleted once an older one is found
+        to be whole.
+
+        Raises:
+          CheckpointError: there are checkpoints, and all of them are damaged.
+        """
+        epochs = sorted(self._manager.all_steps(), reverse=True)
+        for index, epoch in enumerate(epochs):
+            try:
+                state = self.restore(epoch, shapes)
+            except CheckpointError as error:
+                log.warning("%s Stepping over it.", error)
+                continue
+            for damaged in epochs[:index]:
+                self._manager.delete(damaged)
+            return epoch, state
+        if epochs:
+            raise CheckpointError(
+                f"None of the {len(epochs)} checkpoints in {self.directory} can be read: bring "
+                "one back from a copy, or delete that directory to start anew."
+            )
+        return None
 
     def path(self, epoch: int) -> Path:
         """Where the checkpoint of `epoch` lies."""
         return self.directory / str(epoch)
+
+
+def _in_a_line(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error) or type(error).__name__
+    said = re.split(r"\s\[\w+='", text)[0]  # without the details that TensorStore appends
+    if "[os_error_code=" in text:  # after all that was being tried
+        said = said.rpartition(": ")[2]
+    return textwrap.shorten(said.splitlines()[0], 200)

@@ -18,8 +18,9 @@ import optax
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from vaebal.checkpoints import Checkpoints
+from vaebal.checkpoints import Checkpoints, Preempted
 from vaebal.data import Decode, epoch_order, mean_image, steps_per_epoch
+from vaebal.devices import LeaveNotice, replicate
 from vaebal.errors import Diverged
 from vaebal.gaussians import isotropic_nll, reparameterise
 from vaebal.models import GaussianVAE, init_params, latent_noise
@@ -48,6 +49,7 @@ class Member(NamedTuple):
     gamma_rate: Array  # log gamma moves at most so many nats a step; "adam": its learning rate
     gamma_end: Array | float = 0.0  # 0: gamma is learned; else a value that it descends to
     gamma_guard: Array | float = 0.0  # 0: none; only the rule "adaptive" has one
+    gamma_release: Array | float = 0.0  # 1: the guard goes towards the end; 0: it stays
 
 
 class ResidualMode(NamedTuple):
@@ -132,7 +134,8 @@ def next_log_gamma(
     Args:
       log_gamma: [].
       mean_square: E|x - x_hat|^2 / d of the batch, at sampled z.
-      guarded_variance: a variance; the guard holds gamma, it never raises it.
+      guarded_variance: a variance; the guard holds gamma and never raises it, so of a noisy
+        estimate the least value counts.
       slowest: nats a step; above 0, what no training explains cannot hold gamma for ever.
     """
     target = jnp.where(member.gamma_end > 0, jnp.log(member.gamma_end), jnp.log(mean_square))
@@ -156,7 +159,7 @@ def follow_residual(mode: ResidualMode, residual: Array) -> ResidualMode:
 
 
 def release(settings: Optimisation, step: Array) -> Array:
-    """The guard's factor: 1 until the release, then falling in the log to 1e-4, and 0 after it."""
+    """A released guard's factor: 1 at first, then falling in the log to 1e-4, and 0 after it."""
     start, end = (share * settings.total_steps for share in settings.release)
     falling = jnp.exp(jnp.log(1e-4) * jnp.clip((step - start) / (end - start), 0.0, 1.0))
     return jnp.where(step < end, falling, 0.0)
@@ -224,7 +227,8 @@ def train_step(
         at_mean = model.apply({"params": state.params}, outputs.mean[:part], method="decode")
         gamma_state = follow_residual(state.gamma_state, x[:part] - at_mean)
         residual_variance = gamma_state.variance
-        guard = member.gamma_guard * release(settings, state.step) * residual_variance
+        guard = member.gamma_guard * residual_variance
+        guard *= jnp.where(member.gamma_release > 0, release(settings, state.step), 1.0)
         params["log_gamma"] = next_log_gamma(
             outputs.log_gamma, mean_square, member, guard, settings.slowest
         )
@@ -280,9 +284,58 @@ def member_params(state: TrainState, index: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[index], state.params)
 
 
-def data_mesh() -> Mesh:
-    """One axis, "data", over every device."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """One axis, "data", over `devices`: all of every process unless told otherwise."""
+    devices = jax.devices() if devices is None else devices
+    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+# A state, the sums of its steps' statistics, and the first step with a non-finite loss or
+# gradient (-1: none).
+Tallied = tuple[TrainState, dict[str, Array], Array]
+
+
+def no_statistics(model: GaussianVAE) -> dict[str, Array]:
+    """The sums of `train_step`'s statistics over no step."""
+    scalars = ("loss", "squared_error", "kl", "gradient_norm", "residual_variance")
+    per_latent = ("mean", "mean_squared", "variance")
+    return {
+        name: jnp.zeros((model.latents,) if name in per_latent else ())
+        for name in (*scalars, *per_latent)
+    }
+
+
+def tallied_step(
+    model: GaussianVAE, settings: Optimisation, member: Member, tallied: Tallied, x: Array
+) -> Tallied:
+    """`train_step`, with its statistics added."""
+    state, sums, bad = tallied
+    state, statistics = train_step(model, settings, member, state, x)
+    finite = jnp.isfinite(statistics["loss"]) & jnp.isfinite(statistics["gradient_norm"])
+    bad = jnp.where((bad < 0) & ~finite, state.step - 1, bad)
+    return state, jax.tree.map(jnp.add, sums, statistics), bad
+
+
+def epoch_metrics(
+    model: GaussianVAE, member: Member, tallied: Tallied, steps: int, x: Array
+) -> EpochMetrics:
+    """The metrics of an epoch of `steps` steps; the latent gradient is probed on x [B, D]."""
+    state, sums, bad = tallied
+    means = jax.tree.map(lambda total: total / steps, sums)
+    activity = means["mean_squared"] - jnp.square(means["mean"])
+    log_gamma = model.apply({"params": state.params}, method="log_gamma")
+    return EpochMetrics(
+        loss=means["loss"],
+        squared_error=means["squared_error"],
+        kl=means["kl"],
+        gradient_norm=means["gradient_norm"],
+        gamma=jnp.exp(log_gamma),
+        latent_gradient=latent_gradient_norm(model, state.params, x, member),
+        residual_variance=means["residual_variance"],
+        active=(activity > 0.01).sum(),
+        informative=(means["variance"] < 0.5).sum(),
+        first_bad_step=bad,
+    )
 
 
 def train_epochs(
@@ -309,12 +362,8 @@ def train_epochs(
     by_example = NamedSharding(mesh, PartitionSpec("data"))
 
     def step(carry, indices):
-        state, sums, bad = carry
         x = jax.lax.with_sharding_constraint(decode(images[indices]), by_example)
-        state, statistics = train_step(model, settings, member, state, x)
-        finite = jnp.isfinite(statistics["loss"]) & jnp.isfinite(statistics["gradient_norm"])
-        bad = jnp.where((bad < 0) & ~finite, state.step - 1, bad)
-        return (state, jax.tree.map(jnp.add, sums, statistics), bad), None
+        return tallied_step(model, settings, member, carry, x), None
 
     def epoch(_, carry):
         state, _, bad = carry
@@ -322,37 +371,18 @@ def train_epochs(
         (state, sums, bad), _ = jax.lax.scan(step, (state, zeros, bad), order)
         return state, sums, bad
 
-    scalars = ("loss", "squared_error", "kl", "gradient_norm", "residual_variance")
-    per_latent = ("mean", "mean_squared", "variance")
-    zeros = {
-        name: jnp.zeros((model.latents,) if name in per_latent else ())
-        for name in (*scalars, *per_latent)
-    }
+    zeros = no_statistics(model)
     carry = (state, zeros, jnp.full((), -1, jnp.int32))
-    state, sums, bad = jax.lax.fori_loop(0, epochs, epoch, carry)
-    means = jax.tree.map(lambda total: total / steps, sums)
-    activity = means["mean_squared"] - jnp.square(means["mean"])
-    log_gamma = model.apply({"params": state.params}, method="log_gamma")
-    return state, EpochMetrics(
-        loss=means["loss"],
-        squared_error=means["squared_error"],
-        kl=means["kl"],
-        gradient_norm=means["gradient_norm"],
-        gamma=jnp.exp(log_gamma),
-        latent_gradient=latent_gradient_norm(
-            model, state.params, decode(images[:batch_size]), member
-        ),
-        residual_variance=means["residual_variance"],
-        active=(activity > 0.01).sum(),
-        informative=(means["variance"] < 0.5).sum(),
-        first_bad_step=bad,
-    )
+    tallied = jax.lax.fori_loop(0, epochs, epoch, carry)
+    x = decode(images[:batch_size])
+    return tallied[0], epoch_metrics(model, member, tallied, steps, x)
 
 
 class Trainer:
     """The compiled program of a stack of members: `init`, then `run` any number of epochs.
 
-    `run` is compiled ahead of time, so it cannot retrace: other shapes are an error.
+    `run` is compiled ahead of time, so it cannot retrace: other shapes are an error. In several
+    processes every call is made by all of them, with the same members and images.
 
     Attributes:
       compile_seconds: what compiling took.
@@ -366,11 +396,12 @@ class Trainer:
         images: np.ndarray,
         batch_size: int,
         decode: Decode = to_unit_pixels,
+        mesh: Mesh | None = None,
     ):
-        mesh = data_mesh()
+        """Compiles for the devices of `mesh`, which share every batch (default: all devices)."""
+        mesh = data_mesh() if mesh is None else mesh
         self._replicated = NamedSharding(mesh, PartitionSpec())
-        self.images = jax.device_put(images, self._replicated)
-        self.members = jax.device_put(members, self._replicated)
+        self.images, self.members = replicate((images, members), mesh)
         self._mean = jax.jit(lambda images: mean_image(images, decode))
         self._data_mean = self._mean(self.images)
 
@@ -405,13 +436,13 @@ class Trainer:
     def on(self, members: Member, images: np.ndarray) -> "Trainer":
         """The same compiled program for other members and images of the same shapes."""
         other = copy.copy(self)
-        other.members = jax.device_put(members, self._replicated)
-        other.images = jax.device_put(images, self._replicated)
+        other.images, other.members = replicate((images, members), self._replicated.mesh)
         other._data_mean = self._mean(other.images)
         return other
 
     def _count(self, epochs: int) -> Array:
-        return jax.device_put(np.int32(epochs), self._replicated)
+        # Not device_put: between processes it compares, and so waits for the chunk before.
+        return jax.make_array_from_process_local_data(self._replicated, np.int32(epochs), ())
 
     def init(self) -> TrainState:
         """Every member's state at step 0, stacked [M, ...]."""
@@ -419,8 +450,9 @@ class Trainer:
 
     def run(self, state: TrainState, epochs: int) -> tuple[TrainState, EpochMetrics]:
         """`epochs` epochs; `state` is donated. Metrics [M] are those of the last epoch."""
+        count = self._count(epochs)
         with jax.transfer_guard("disallow"):
-            return self._run(self.members, state, self.images, self._count(epochs))
+            return self._run(self.members, state, self.images, count)
 
 
 def fit(
@@ -432,10 +464,11 @@ def fit(
     checkpoints: Checkpoints,
     report: Callable[[int, int, EpochMetrics, float], None],
 ) -> TrainState:
-    """Trains to `epochs`, from the newest checkpoint if there is one.
+    """Trains to `epochs`, from the newest whole checkpoint if there is one.
 
     Metrics are fetched one chunk late, so that the device never waits for the host,
-    except at a checkpoint: only a state known to be finite is saved.
+    except at a checkpoint: only a state known to be finite is saved. On SIGTERM, or on JAX's
+    preemption notice where it runs in several processes, the chunk is finished and saved.
 
     Args:
       report: called after every chunk with (epochs done, epochs in the chunk, metrics as
@@ -446,9 +479,10 @@ def fit(
 
     Raises:
       Diverged: a loss or gradient was not finite; nothing is saved after that.
+      Preempted: stopped on notice; the next call goes on from there.
+      CheckpointError: a checkpoint cannot be written, or none of those present be read.
     """
-    done = checkpoints.latest or 0
-    state = checkpoints.restore(done, trainer.state_shapes) if done else trainer.init()
+    done, state = checkpoints.restore_latest(trainer.state_shapes) or (0, trainer.init())
     waiting: tuple[int, int, EpochMetrics] | None = None
     last = time.perf_counter()
 
@@ -463,16 +497,23 @@ def fit(
         report(*epochs, metrics, now - last)
         last = now
 
-    while done < epochs:
-        until_checkpoint = epochs_per_checkpoint - done % epochs_per_checkpoint
-        count = min(epochs_per_chunk, epochs - done, until_checkpoint)
-        state, metrics = trainer.run(state, count)
-        done += count
-        settle()
-        waiting = (done, count, metrics)
-        if count == until_checkpoint or done == epochs:
+    with LeaveNotice() as notice:
+        while done < epochs:
+            until_checkpoint = epochs_per_checkpoint - done % epochs_per_checkpoint
+            count = min(epochs_per_chunk, epochs - done, until_checkpoint)
+            state, metrics = trainer.run(state, count)
+            done += count
             settle()
-            checkpoints.save(done, state)
+            waiting = (done, count, metrics)
+            leave = notice.given(range(done - count + 1, done + 1))
+            if leave or count == until_checkpoint or done == epochs:
+                settle()
+                checkpoints.save(done, state)
+            if leave:
+                raise Preempted(
+                    f"Stopped on notice after epoch {done} of {epochs}, saved in "
+                    f"{checkpoints.directory}: the same command goes on from there."
+                )
     return state
 
 

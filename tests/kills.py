@@ -1,0 +1,93 @@
+"""Kills a command at random moments, starts it again, and compares its end with a whole run's.
+
+python tests/kills.py --kills=100 -- python main.py --config.train.epochs=20
+
+The command gets --workdir appended and is run once to its end, as the reference. Then it is
+started again and again in another workdir and killed (SIGKILL, with all it has started) after a
+random part of the reference's time; when it ends by itself, everything but the times taken must
+equal the reference, and the next workdir is begun, until there were so many kills.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+
+def end_of(workdir: Path) -> dict[str, Any]:
+    """All rows without their times, and the fingerprints of all newest checkpoints."""
+    end = {}
+    for file in workdir.rglob("rows.json"):
+        rows = json.loads(file.read_text())
+        timeless = [{k: v for k, v in row.items() if not k.endswith("seconds")} for row in rows]
+        end[str(file.relative_to(workdir))] = timeless
+    for directory in workdir.rglob("checkpoints/**/"):
+        epochs = [int(path.name) for path in directory.iterdir() if path.name.isdigit()]
+        if epochs:
+            metadata = directory / str(max(epochs)) / "_CHECKPOINT_METADATA"
+            marks = json.loads(metadata.read_text())["custom_metadata"]["fingerprint"]
+            end[str(directory.relative_to(workdir))] = [max(epochs), marks]
+    return end
+
+
+def run(command: list[str], workdir: Path, seconds: float | None) -> bool:
+    """Whether the command ended by itself within so many seconds; raises if it failed."""
+    # Of a whole tree of processes the group is killed.
+    with subprocess.Popen(
+        [*command, f"--workdir={workdir}"], stdout=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        try:
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            return False
+    if code:
+        raise RuntimeError(f"{' '.join(command)} ended with exit code {code} in {workdir}.")
+    return True
+
+
+def stress(command: list[str], kills: int, directory: Path, seed: int = 0) -> int:
+    """Kills `command` so many times; returns how many runs came to an end, the same each time.
+
+    Raises:
+      AssertionError: an end differs from that of the run that was never killed.
+      RuntimeError: a run, resumed or not, failed.
+    """
+    rng = random.Random(seed)
+    start = time.perf_counter()
+    run(command, directory / "whole", None)
+    seconds = time.perf_counter() - start
+    expected = end_of(directory / "whole")
+    assert expected, f"{' '.join(command)} leaves nothing to compare."
+    killed = ends = 0
+    while killed < kills or (directory / str(ends)).exists():
+        moment = rng.uniform(0, seconds) if killed < kills else None
+        if not run(command, directory / str(ends), moment):
+            killed += 1
+            print(f"kill {killed} of {kills} after {moment:.1f} s", flush=True)
+            continue
+        assert end_of(directory / str(ends)) == expected, f"{directory / str(ends)} differs."
+        ends += 1
+    return ends
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("command", nargs="+")
+    flags = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        ends = stress(flags.command, flags.kills, Path(directory), flags.seed)
+    print(f"{flags.kills} kills, {ends} runs to the end, all identical")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

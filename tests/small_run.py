@@ -1,0 +1,87 @@
+"""A training run of a second or two, as a program: python tests/small_run.py --workdir=DIR.
+
+With --address, --processes and --process it is one of several. --save leaves the end state in a
+file, --pause waits so long after every chunk.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from vaebal import devices
+from vaebal.checkpoints import Checkpoints, Preempted, open_workdir
+from vaebal.models import mlp_vae
+from vaebal.training import Member, Optimisation, Trainer, fit, stack_members
+
+
+def trainer(float64: bool = False, **options) -> Trainer:
+    """Two members with kappa 3 and 5 on [96, 16] pixels; three steps an epoch."""
+    rng = np.random.default_rng(0)
+    pixels = 1 / (1 + np.exp(-rng.normal(size=(96, 4)) @ rng.normal(size=(4, 16))))
+    model = mlp_vae(
+        outputs=16,
+        latents=5,
+        width=12,
+        encoder_layers=3,
+        decoder_blocks=1,
+        activation=jax.nn.silu,
+        residual=True,
+        affine_skip=True,
+    )
+    settings = Optimisation(
+        learning_rate=3e-3,
+        final_learning_rate=1e-4,
+        warmup_steps=5,
+        total_steps=600,
+        gamma_rule="closed_form",
+        clip_norm=20.0,
+    )
+    members = stack_members([Member(0, 5, 1.0, 0.02), Member(1, 3, 1.0, 0.02)])
+    pixels = pixels.astype(np.float64 if float64 else np.float32)
+    return Trainer(model, settings, members, pixels, 32, **options)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--address")
+    parser.add_argument("--processes", type=int)
+    parser.add_argument("--process", type=int)
+    parser.add_argument("--float64", action="store_true")
+    parser.add_argument("--save")
+    parser.add_argument("--pause", type=float, default=0.0)
+    flags = parser.parse_args()
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_enable_x64", flags.float64)
+    if flags.address:
+        devices.join(flags.address, flags.processes, flags.process)
+    path = open_workdir(flags.workdir, {"epochs": flags.epochs})
+
+    def report(epoch, *_):
+        print(epoch, flush=True)
+        time.sleep(flags.pause)
+
+    with Checkpoints(path / "checkpoints") as checkpoints:
+        try:
+            state = fit(
+                trainer(flags.float64),
+                epochs=flags.epochs,
+                epochs_per_chunk=2,
+                epochs_per_checkpoint=4,
+                checkpoints=checkpoints,
+                report=report,
+            )
+        except Preempted as notice:
+            print(notice)
+            return 75
+    if flags.save and devices.is_writer():
+        np.savez(Path(flags.save), *jax.tree.leaves(jax.device_get(state)))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,293 @@
+"""What a workdir and its checkpoints promise: whole or refused, never half and never silently."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+
+from vaebal import checkpoints as module
+from vaebal.checkpoints import (
+    CheckpointError,
+    Checkpoints,
+    fingerprint,
+    open_workdir,
+    write_atomically,
+)
+from vaebal.errors import InputError
+
+# What TensorStore's threads still have to say when a save or a restore has failed.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine .* was never awaited"
+)
+
+ROOT = Path(__file__).parent.parent
+CONFIG = {"name": "a", "train": {"epochs": 3, "seeds": (0, 1)}}
+
+
+def state(epoch: int):
+    """A tree of several types, none of whose bytes repeat."""
+    rng = np.random.default_rng(epoch)
+    return {
+        "params": jnp.asarray(rng.normal(size=(30, 40)), jnp.float32),
+        "step": jnp.full((2,), epoch, jnp.int32),
+        "nothing": (),
+    }
+
+
+def shapes():
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state(0)
+    )
+
+
+def equal(a, b) -> bool:
+    return all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
+
+
+def saved(directory: Path, epochs=(2, 4)) -> Path:
+    with Checkpoints(directory) as checkpoints:
+        for epoch in epochs:
+            checkpoints.save(epoch, state(epoch))
+    return directory
+
+
+def restored(directory: Path):
+    with Checkpoints(directory) as checkpoints:
+        return checkpoints.restore_latest(shapes())
+
+
+# ------------------------------------------------------------------ checkpoints
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8"])
+def test_a_fingerprint_sees_every_single_byte(dtype):
+    """Each byte of a leaf in turn takes another value: the fingerprint changes, and back."""
+    octets = np.random.default_rng(0).integers(0, 256, 48, np.uint8)
+    leaf = lambda octets: jnp.asarray(octets.view(jnp.dtype(dtype)))  # noqa: E731
+    before = int(fingerprint(leaf(octets))[0])
+    for at in range(len(octets)):
+        changed = octets.copy()
+        changed[at] ^= 1 << (at % 8)
+        assert int(fingerprint(leaf(changed))[0]) != before
+    weights = 2 * np.arange(48, dtype=np.uint64) + 1
+    assert before == int(octets.astype(np.uint64) @ weights) % 2**32
+
+
+def test_the_last_three_are_kept_and_what_a_killed_save_left_is_cleared(tmp_path):
+    saved(tmp_path, (2, 4, 6, 8))
+    (tmp_path / "10.orbax-checkpoint-tmp" / "default").mkdir(parents=True)
+    epoch, got = restored(tmp_path)
+    assert epoch == 8
+    assert equal(got, state(8))
+    assert {path.name for path in tmp_path.iterdir()} == {"4", "6", "8"}
+
+
+def test_nothing_saved_is_no_error(tmp_path):
+    assert restored(tmp_path / "new") is None
+
+
+def halve(file: Path):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip_a_bit(file: Path):
+    octets = bytearray(file.read_bytes())
+    octets[len(octets) // 2] ^= 0x10
+    file.write_bytes(octets)
+
+
+@pytest.mark.parametrize("damage", [halve, flip_a_bit, Path.unlink])
+def test_any_damaged_file_gives_the_saved_state_or_the_one_before(tmp_path, damage, caplog):
+    """Every file of a checkpoint in turn; the largest, with the values, must be missed."""
+    saved(tmp_path / "ck")
+    files = sorted((tmp_path / "ck" / "4").rglob("*"), key=lambda file: file.stat().st_size)
+    files = [file.relative_to(tmp_path) for file in files if file.is_file()]
+    assert len(files) > 8
+    kept = {file: (tmp_path / file).read_bytes() for file in files}
+    seen = []
+    for file in files:
+        damage(tmp_path / file)
+        caplog.clear()
+        epoch, got = restored(tmp_path / "ck")
+        assert equal(got, state(epoch))
+        said = [r.getMessage() for r in caplog.records if r.name == "vaebal.checkpoints"]
+        assert len(said) == (epoch == 2)
+        if epoch == 2:  # named in one line, and out of the way of the next save
+            assert said[0].startswith(f"Checkpoint {tmp_path}/ck/4 ")
+            assert "\n" not in said[0]
+            assert not (tmp_path / "ck" / "4").exists()
+        seen.append(epoch)
+        for each, octets in kept.items():
+            (tmp_path / each).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / each).write_bytes(octets)
+    assert seen[-1] == 2
+
+
+def test_a_run_goes_on_over_a_damaged_checkpoint(tmp_path):
+    saved(tmp_path, (2, 4))
+    halve(max((tmp_path / "4").rglob("d/*"), key=lambda file: file.stat().st_size))
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore_latest(shapes())[0] == 2
+        checkpoints.save(4, state(4))
+    assert equal(restored(tmp_path)[1], state(4))
+
+
+def test_if_all_are_damaged_nothing_starts_anew(tmp_path):
+    saved(tmp_path)
+    for file in tmp_path.rglob("_METADATA"):
+        halve(file)
+    said = rf"None of the 2 checkpoints in {tmp_path} can be read: .* or delete that directory"
+    with pytest.raises(CheckpointError, match=said):
+        restored(tmp_path)
+    assert {"2", "4"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_checkpoints_without_a_fingerprint_are_still_read(tmp_path, monkeypatch):
+    """As others' and older ones are."""
+    save = module.ocp.CheckpointManager.save
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            module.ocp.CheckpointManager,
+            "save",
+            lambda *arguments, custom_metadata, **options: save(*arguments, **options),
+        )
+        saved(tmp_path)
+    assert equal(restored(tmp_path)[1], state(4))
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from test_checkpoints import Checkpoints, CheckpointError, state
+checkpoints = Checkpoints(Path(sys.argv[1]))
+with checkpoints:
+    checkpoints.save(2, state(2))
+try:
+    with Checkpoints(Path(sys.argv[1])) as checkpoints:
+        checkpoints.save(4, state(4))
+        checkpoints._manager.wait_until_finished()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+        checkpoints.save(6, state(6))
+except CheckpointError as error:
+    print(error)
+    sys.exit(74)
+"""
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_the_checkpoints_before_it(tmp_path):
+    """The system refuses a file's growth for real (EFBIG), in Orbax's background threads."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "JAX_PLATFORMS": "cpu"},
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 74, done.stderr
+    assert done.stdout == (
+        f"A checkpoint could not be written in {tmp_path} (File too large): free space or mend the "
+        "disk; the same command then goes on from epoch 4, which is whole.\n"
+    )
+    epoch, got = restored(tmp_path)
+    assert epoch == 4
+    assert equal(got, state(4))
+
+
+# ---------------------------------------------------------------------- workdir
+
+
+HOLD = """
+import sys, time
+from vaebal.checkpoints import open_workdir
+open_workdir(sys.argv[1], {"name": "a"})
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_workdir_is_one_processs_until_it_dies(tmp_path):
+    """Another process holds it, is killed, and the lock that it leaves behind holds nobody."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    with holder:
+        assert holder.stdout.readline() == "held\n"
+        said = rf"--workdir={tmp_path} is in use by process {holder.pid} on .*: let it end"
+        with pytest.raises(InputError, match=said):
+            open_workdir(str(tmp_path), {"name": "a"})
+        holder.kill()
+    assert (tmp_path / ".lock").exists()
+    assert open_workdir(str(tmp_path), {"name": "a"}) == tmp_path
+    assert open_workdir(str(tmp_path), {"name": "a"}) == tmp_path  # its own once more
+
+
+def test_a_workdir_refused_for_its_config_is_not_kept_locked(tmp_path):
+    open_workdir(str(tmp_path), CONFIG)
+    os.close(module._locks.pop(tmp_path))
+    with pytest.raises(InputError, match=r"train\.epochs=3, and this one has train\.epochs=4"):
+        open_workdir(str(tmp_path), {"name": "a", "train": {"epochs": 4, "seeds": [0, 1]}})
+    assert tmp_path not in module._locks
+
+
+def test_a_workdir_made_again_is_locked_again(tmp_path):
+    path = open_workdir(str(tmp_path / "run"), CONFIG)
+    for file in path.iterdir():
+        file.unlink()
+    path.rmdir()
+    assert open_workdir(str(tmp_path / "run"), CONFIG) == path
+    assert os.path.samestat(os.fstat(module._locks[path]), (path / ".lock").stat())
+
+
+def test_where_there_are_no_locks_the_run_goes_on_and_says_so(tmp_path, monkeypatch, caplog):
+    def refuse(*arguments):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(module.fcntl, "flock", refuse)
+    open_workdir(str(tmp_path), CONFIG)
+    assert "cannot be locked (Function not implemented)" in caplog.text
+
+
+def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
+    file = tmp_path / "row.json"
+    write_atomically(file, "old")
+
+    def full(handle):
+        raise OSError(28, "No space left on device", str(file))
+
+    monkeypatch.setattr(module.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(file, "new")
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_remote_workdir_is_opened_and_its_config_held(tmp_path):
+    """gs:// as etils gives it, over a local directory; Orbax has its own client for the rest."""
+
+    def elsewhere(original, *arguments, **options):
+        return original(
+            *(str(each).replace("gs://bucket", str(tmp_path)) for each in arguments), **options
+        )
+
+    mock = dict.fromkeys(("open", "exists", "mkdir", "makedirs", "remove", "replace"), elsewhere)
+    with epath.testing.mock_epath(**mock):
+        path = open_workdir("gs://bucket/run", CONFIG)
+        assert str(path / "rows.json") == "gs://bucket/run/rows.json"
+        write_atomically(path / "rows.json", "[]\n")
+        assert open_workdir("gs://bucket/run", CONFIG) == path
+        with pytest.raises(
+            InputError, match=r"--workdir=gs://bucket/run holds a run with name='a'"
+        ):
+            open_workdir("gs://bucket/run", CONFIG | {"name": "b"})
+    assert {file.name for file in (tmp_path / "run").iterdir()} == {"config.json", "rows.json"}
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["train"]["seeds"] == [0, 1]
+
+
+def test_checkpoints_take_the_paths_of_etils(tmp_path):
+    directory = saved(epath.Path(tmp_path) / "ck")
+    assert equal(restored(directory)[1], state(4))

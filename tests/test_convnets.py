@@ -1,0 +1,230 @@
+import functools
+import math
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vaebal import collapse, convnets
+from vaebal.models import conv_vae, infogan_vae, init_params, latent_noise
+from vaebal.probing import hessian_vector_product
+from vaebal.streams import stream
+from vaebal.training import loss_and_terms
+
+SHAPE, K = (8, 8, 2), 3  # two scales at patch 1: 8 and 4
+
+
+def small_conv(**changes):
+    options = {
+        "image_shape": SHAPE, "latents": K, "patch": 1, "width": 3, "blocks": 1,
+        "activation": jax.nn.silu, "residual": True, "affine_skip": True, "gamma": 0.1,
+    }  # fmt: skip
+    return conv_vae(**(options | changes))
+
+
+def small_infogan(**changes):
+    options = {
+        "image_shape": SHAPE, "latents": K, "activation": jax.nn.silu, "affine_skip": True,
+        "gamma": 0.1,
+    }  # fmt: skip
+    return infogan_vae(**(options | changes))
+
+
+@pytest.fixture
+def x():
+    """[4, 128] in [0, 1]."""
+    return np.random.default_rng(0).uniform(size=(4, math.prod(SHAPE)))
+
+
+def started(model, x, *, moved=0.0):
+    """`init_params`, with every weight moved away from its start by so much noise."""
+    start = jax.jit(lambda mean_image: init_params(model, stream(0, "init"), mean_image))
+    params = start(jnp.asarray(x).mean(0))
+    if not moved:
+        return params
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    return unravel(flat + moved * jax.random.normal(stream(1, "test"), flat.shape))
+
+
+@pytest.mark.parametrize(
+    ("side", "build"),
+    [
+        (32, functools.partial(conv_vae, patch=4, width=8, blocks=2, residual=True)),
+        (64, functools.partial(conv_vae, patch=4, width=64, blocks=1, residual=False)),
+        (128, functools.partial(conv_vae, patch=4, width=32, blocks=1, residual=True)),
+        (128, functools.partial(conv_vae, patch=8, width=32, blocks=1, residual=True)),
+        (28, infogan_vae),
+        (64, infogan_vae),
+    ],
+)
+def test_images_go_in_and_out_flat(side, build):
+    model = build(
+        image_shape=(side, side, 3), latents=20, activation=jax.nn.silu, affine_skip=False
+    )
+    dim = 3 * side**2
+    params = jax.eval_shape(
+        lambda: init_params(model, jax.random.key(0), jnp.zeros(dim), jnp.int32(7))
+    )
+    outputs = jax.eval_shape(
+        lambda p: model.apply({"params": p}, jnp.zeros((2, dim)), jnp.zeros((2, 20))), params
+    )
+    assert outputs.mean.shape == outputs.log_var.shape == (2, 20)
+    assert outputs.x_hat.shape == (2, dim)
+    # What touches the latents bears the names by which collapse and padding find it.
+    assert params["decoder"]["first"]["kernel"].shape[0] == 20
+    assert params["encoder"]["mean"]["kernel"].shape[1] == 20
+
+
+@pytest.mark.parametrize("side", [32, 64, 128])
+def test_a_pyramid_ends_at_a_side_of_4(side):
+    p = convnets.pyramid((side, side, 3), 4, 16)
+    assert p.sides[0] == side // 4
+    assert p.sides[-1] == 4
+    assert all(a == 2 * b for a, b in zip(p.sides, p.sides[1:], strict=False))
+    assert [c * s for c, s in zip(p.channels, p.sides, strict=True)] == [4 * side] * len(p.sides)
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch"),
+    [((32, 64, 3), 4), ((30, 30, 3), 4), ((8, 8, 3), 4), ((24, 24, 1), 2), ((96, 96, 3), 4)],
+)
+def test_images_that_fit_no_pyramid_are_named(shape, patch):
+    with pytest.raises(ValueError, match=rf"image_shape=\({shape[0]}, .*patch={patch}: .*square"):
+        convnets.pyramid(shape, patch, 8)
+
+
+@pytest.mark.parametrize(
+    ("side", "stride", "padding"), [(3, 1, 1), (4, 1, 2), (3, 2, 0), (4, 2, 1)]
+)
+def test_a_convolution_by_products_is_xlas(side, stride, padding):
+    """Value and both gradients, to float64 rounding; the padding is part of the claim."""
+    with jax.enable_x64(True):
+        x = jax.random.normal(jax.random.key(0), (2, 6, 6, 3))
+        layer = convnets.conv(5, side, stride, use_bias=False)
+        params = layer.init(jax.random.key(1), x)
+
+        def xla(params, x):
+            return jax.lax.conv_general_dilated(
+                x, params["params"]["kernel"], (stride, stride), [(padding, padding)] * 2,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )  # fmt: skip
+
+        def everything(apply):
+            weights = jnp.sin(jnp.arange(apply(params, x).size, dtype=float))
+            loss = lambda p, x: (apply(p, x).ravel() * weights).sum()  # noqa: E731
+            return apply(params, x), jax.grad(loss, argnums=(0, 1))(params, x)
+
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12),
+            everything(layer.apply),
+            everything(xla),
+        )
+
+
+def test_patches_are_blocks_of_the_image_and_back():
+    images = jnp.arange(2 * 6 * 4 * 3.0).reshape(2, 6, 4, 3)
+    patches = convnets.to_patches(images, 2)
+    assert patches.shape == (2, 3, 2, 12)
+    np.testing.assert_array_equal(patches[1, 2, 0], images[1, 4:6, 0:2].ravel())
+    np.testing.assert_array_equal(convnets.from_patches(patches, 2), images)
+
+
+def test_a_block_moves_with_its_input():
+    """Two windows of 3 reach 2 pixels: beyond that from the edge a shift commutes."""
+    block = convnets.Block(3, jax.nn.silu, True, 1.0)
+    h = jax.random.normal(jax.random.key(0), (2, 12, 12, 3))
+    params = block.init(jax.random.key(1), h)
+    moved = block.apply(params, jnp.roll(h, (2, 1), (1, 2)))
+    back = jnp.roll(moved, (-2, -1), (1, 2))
+    here = block.apply(params, h)
+    np.testing.assert_allclose(back[:, 2:-4, 2:-3], here[:, 2:-4, 2:-3], rtol=1e-5, atol=1e-5)
+    assert np.abs(back - here)[:, :2].max() > 0.1  # the edge does know where it is
+
+
+def test_residual_blocks_start_as_the_identity_and_others_do_not():
+    h = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
+    for residual in (True, False):
+        block = convnets.Block(3, jax.nn.silu, residual, 0.0)
+        out = block.apply(block.init(jax.random.key(1), h), h)
+        assert (np.asarray(out) == h).all() == residual
+
+
+@pytest.mark.parametrize("build", [small_conv, small_infogan])
+def test_initialisation_centres_both_ends_on_the_data(build, x):
+    """Encoded, x_bar is 0; decoded, 0 is x_bar; and an image is neither."""
+    model = build()
+    variables, mean_image = {"params": started(model, x)}, x.mean(0)[None]
+    mean, log_var = model.apply(variables, jnp.float32(mean_image), method="encode")
+    np.testing.assert_allclose(mean, 0, atol=1e-6)
+    np.testing.assert_array_equal(log_var, 0)
+    at_zero = model.apply(variables, jnp.zeros((1, K)), method="decode")
+    np.testing.assert_allclose(at_zero, mean_image, atol=1e-6)
+    mean, _ = model.apply(variables, jnp.float32(x), method="encode")
+    assert np.abs(mean).max() > 0.1
+
+
+@pytest.mark.parametrize("build", [small_conv, small_infogan])
+def test_an_image_does_not_know_its_batch(build, x):
+    """No statistics of a batch anywhere: alone and among others, the same outputs."""
+    model = build()
+    variables = {"params": started(model, x, moved=0.1)}
+    x, eps = jnp.float32(x), latent_noise(jax.random.key(0), len(x), K)
+    together = model.apply(variables, x, eps)
+    alone = model.apply(variables, x[2:3], eps[2:3])
+    for got, expected in zip(alone[:3], together[:3], strict=True):
+        np.testing.assert_allclose(got[0], expected[2], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "build", [small_conv, functools.partial(small_conv, residual=False), small_infogan]
+)
+def test_gradients_and_curvature_are_those_of_finite_differences(build, x):
+    """Along one direction, in float64: the gradient, and the Hessian (forward over reverse)."""
+    model = build()
+    with jax.enable_x64(True):
+        params = started(model, x, moved=0.05)
+        images, eps = jnp.asarray(x), latent_noise(jax.random.key(0), len(x), K)
+        flat, unravel = jax.flatten_util.ravel_pytree(params)
+        direction = jax.random.normal(jax.random.key(1), flat.shape)
+        direction = unravel(direction / jnp.linalg.norm(direction))
+
+        def loss(params):
+            return loss_and_terms(model, params, images, eps)[0]
+
+        value_and_grad = jax.jit(jax.value_and_grad(loss))
+        step = 1e-5
+        at = lambda sign: value_and_grad(  # noqa: E731
+            jax.tree.map(lambda p, d: p + sign * step * d, params, direction)
+        )
+        (above, slope_above), (below, slope_below) = at(1), at(-1)
+        _, gradient = value_and_grad(params)
+        slope = float(
+            sum(jax.tree.leaves(jax.tree.map(lambda g, d: (g * d).sum(), gradient, direction)))
+        )
+        product = jax.jit(lambda p: hessian_vector_product(loss, p, direction))(params)
+        difference = jax.tree.map(lambda a, b: (a - b) / (2 * step), slope_above, slope_below)
+    assert slope == pytest.approx(float(above - below) / (2 * step), rel=1e-6)
+    size = max(np.abs(leaf).max() for leaf in jax.tree.leaves(difference))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7 * size),
+        product,
+        difference,
+    )
+
+
+def test_theorem_2_holds_for_a_convolutional_net(x):
+    """Live, latent 1 has gradients; collapsed, none in expectation over its noise."""
+    with jax.enable_x64(True):
+        model = small_conv()
+        params, images = started(model, x, moved=0.1), jnp.asarray(x)
+        eps = latent_noise(jax.random.key(0), len(x), K)
+        gradients = jax.jit(lambda p: collapse.latent_gradients(model, p, images, eps, 1))
+        live = {name: float(value) for name, value in gradients(params).items()}
+        dead = {
+            name: float(value) for name, value in gradients(collapse.collapse(params, 1)).items()
+        }
+    assert set(dead) == {"/".join(names) for names in collapse.LATENT_WEIGHTS}
+    assert min(live.values()) > 1e-3
+    assert max(dead.values()) < 1e-12 * max(1.0, *live.values())

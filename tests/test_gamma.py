@@ -1,0 +1,269 @@
+"""The experiment on gamma's descent, end to end on a tiny problem, and its parts by themselves."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base
+from vaebal.data import manifold
+from vaebal.errors import InputError
+from vaebal.experiments import gamma, gamma_report
+from vaebal.models import init_params
+from vaebal.streams import stream
+from vaebal.training import Optimisation, init_state
+
+ARMS = ("adaptive", "fixed at adaptive", "learned 1e-2", "adam 1e-2", "annealed 1.0 to adaptive")
+RANKS, SEEDS, STEPS = (1, 2), (0, 1), 8
+
+
+def tiny(**changes):
+    """A config of seconds; `changes` are of dotted fields, with __ for the dot."""
+    config = base.gamma("tiny")
+    settings = {
+        "data__name": "linear", "data__resolution": 8, "data__ranks": RANKS,
+        "data__train_size": 64, "data__test_size": 32, "model__network": "mlp",
+        "model__latents": 4, "model__width": 16, "train__arms": ARMS, "train__seeds": SEEDS,
+        "train__epochs": 2, "train__batch_size": 16, "train__warmup_steps": 2, "train__fastest": 0.5,
+        "train__epochs_per_checkpoint": 2, "eval__block": 16, "eval__train_images": 32,
+        "eval__mmd_samples": 32, "eval__pictures": 4,
+    }  # fmt: skip
+    for name, value in (settings | changes).items():
+        config.update_from_flattened_dict({name.replace("__", "."): value})
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(workdir, rows by (arm, r, seed))."""
+    path = tmp_path_factory.mktemp("gamma")
+    rows = gamma.run(tiny(), str(path))
+    return path, {(row["arm"], row["rank"], row["seed"]): row for row in rows}
+
+
+def test_every_run_has_a_whole_row_and_history(finished):
+    path, rows = finished
+    assert set(rows) == {(a, r, s) for a in ARMS for r in RANKS for s in SEEDS}
+    for (arm, rank, seed), row in rows.items():
+        numbers = [value for value in row.values() if isinstance(value, float)]
+        assert np.isfinite(numbers).all()
+        assert (row["steps"], row["kappa"], row["test_images"]) == (STEPS, 4, 32)
+        assert len(row["kl_per_dimension"]) == len(row["variance_per_dimension"]) == 4
+        assert row["kl"] == pytest.approx(sum(row["kl_per_dimension"]), rel=1e-5)
+        assert len(row["factor_r2"]) == rank
+        folder = path / "runs" / gamma.Run(arm, rank, seed).name
+        history = list(map(json.loads, (folder / "history.jsonl").read_text().splitlines()))
+        assert [entry["epoch"] for entry in history] == [1, 2]
+        assert history[-1]["gamma"] == pytest.approx(row["gamma"], rel=1e-6)
+        with np.load(folder / "pictures.npz") as pictures:
+            assert all(pictures[name].shape == (4, 192) for name in pictures)
+    assert all((path / name).exists() for name in ("table.md", "speed.png", "dimensions.png"))
+
+
+def test_a_fixed_gamma_is_its_own_seeds_final_gamma(finished):
+    _, rows = finished
+    values = set()
+    for rank in RANKS:
+        for seed in SEEDS:
+            fixed, adaptive = rows["fixed at adaptive", rank, seed], rows["adaptive", rank, seed]
+            for end in ("gamma_start", "gamma"):
+                assert fixed[end] == pytest.approx(adaptive["gamma"], rel=1e-6)
+            assert adaptive["gamma"] < adaptive["gamma_start"]
+            values.add(round(math.log(adaptive["gamma"]), 5))
+    assert len(values) == 4  # so another's would have been seen
+
+
+def test_gamma_moves_at_the_speed_of_its_arm(finished):
+    """By exactly so much as 8 steps allow, or, where they are enough, to the target itself."""
+    _, rows = finished
+    for rank in RANKS:
+        for seed in SEEDS:
+            of = lambda arm: rows[arm, rank, seed]  # noqa: B023, E731
+            start = of("learned 1e-2")["gamma_start"]
+            assert of("learned 1e-2")["gamma"] == pytest.approx(
+                start * math.exp(-STEPS * 1e-2), rel=1e-5
+            )
+            assert of("adam 1e-2")["gamma"] == pytest.approx(
+                start * math.exp(-STEPS * 1e-2), rel=1e-2
+            )
+            end = of("adaptive")["gamma"]
+            assert math.log(start / end) < STEPS * 0.5 - 0.1  # at its guard, not still falling
+            assert of("annealed 1.0 to adaptive")["gamma"] == pytest.approx(end, rel=1e-5)
+
+
+def test_learned_and_fixed_start_as_the_same_network(finished):
+    path, _ = finished
+    session = gamma.Session(tiny(), path)
+    images, _ = session.data(2)
+    settings = Optimisation(1e-3, 1e-4, 2, STEPS, 20.0, "adaptive")
+    start = jax.jit(
+        lambda member: init_state(session.model(images), settings, member, jnp.full(192, 0.5))
+    )
+    states = [
+        start(session.member(gamma.Run(text, 2, 1), gamma.parse_arm(text, 0.02)))
+        for text in ("adaptive", "fixed at adaptive")
+    ]
+    gammas = [float(state.params.pop("log_gamma")) for state in states]
+    assert gammas[0] > gammas[1] + 0.01
+    jax.tree.map(np.testing.assert_array_equal, states[0].params, states[1].params)
+
+
+def test_the_same_command_again_trains_nothing(finished, monkeypatch):
+    path, rows = finished
+
+    def refuse(*args, **options):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(gamma, "Trainer", refuse)
+    monkeypatch.setattr(gamma_report, "write", lambda *args: None)
+    again = gamma.run(tiny(), str(path))
+    assert again == list(rows.values())
+
+
+def test_a_seed_among_others_is_the_seed_alone(finished, tmp_path, monkeypatch):
+    _, rows = finished
+    monkeypatch.setattr(gamma_report, "write", lambda *args: None)
+    changes = {"data__ranks": (2,), "train__seeds": (1,), "train__arms": ("adaptive",)}
+    (alone,) = gamma.run(tiny(**changes), str(tmp_path))
+    among = rows["adaptive", 2, 1]
+    for name in ("gamma", "error_mean", "error_sampled", "negative_elbo", "kl"):
+        assert alone[name] == pytest.approx(among[name], rel=1e-4), name
+        other = rows["adaptive", 2, 0][name]
+        assert other != pytest.approx(among[name], rel=1e-4), name  # so it could fail
+
+
+@pytest.fixture(scope="module")
+def flat():
+    """A linear manifold of rank 3, variances in the ratios 1, .32, .1."""
+    return manifold("linear", rank=3, resolution=8, train_size=200, test_size=64)
+
+
+def largest_eigenvalue(rows):
+    return np.linalg.eigvalsh(np.cov(np.float64(rows).T, ddof=0))[-1]
+
+
+def test_gamma_starts_at_the_largest_variance(flat):
+    expected = largest_eigenvalue(flat.train)
+    assert gamma.largest_variance(flat) == pytest.approx(expected, rel=1e-4)
+    assert gamma.largest_variance(flat, rows=50) == pytest.approx(
+        largest_eigenvalue(flat.train[:50]), rel=1e-4
+    )
+
+
+def test_the_residuals_largest_variance(flat):
+    """Blocks that do not divide the test images leave the last ones out."""
+    model = gamma.build_model(tiny(), flat.image_shape)
+    params = jax.jit(lambda: init_params(model, stream(0, "init"), jnp.asarray(flat.train[0])))()
+    mean, _ = model.apply({"params": params}, flat.test, method="encode")
+    residual = flat.test - model.apply({"params": params}, mean, method="decode")
+    for block, used in ((40, 40), (100, 64)):
+        got = gamma.residual_variance(model, params, flat, block)
+        assert got == pytest.approx(largest_eigenvalue(residual[:used]), rel=1e-3)
+
+
+def test_factors_are_recovered_from_latents_that_hold_them_and_from_no_others():
+    rng = np.random.default_rng(0)
+    factors, noise = rng.uniform(size=(4000, 2)), rng.normal(size=(4000, 3))
+    turned = np.sqrt(factors) @ rng.normal(size=(2, 2))
+
+    def r2(z):
+        return np.array(gamma.factor_r2(z[:3000], factors[:3000], z[3000:], factors[3000:]))
+
+    assert (r2(factors) > 0.99).all()
+    assert (r2(turned) > 0.98).all()
+    # A mean over 10 unrelated neighbours adds a tenth of the variance to the error.
+    np.testing.assert_allclose(r2(noise), -0.1, atol=0.1)
+    first = r2(np.c_[factors[:, 0], noise[:, 0] * 0.01])
+    assert first[0] > 0.9
+    assert abs(first[1] + 0.1) < 0.1
+    assert (r2(noise[:, :0]) == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("adaptive", ("adaptive", 0.02, "")),
+        ("guarded", ("guarded", 0.02, "")),
+        ("learned 1e-3", ("learned", 1e-3, "")),
+        ("adam .5", ("adam", 0.5, "")),
+        ("annealed 2e-3 to learned 1e-3", ("annealed", 2e-3, "learned 1e-3")),
+        ("fixed at annealed 2e-3 to adaptive", ("fixed", 0.0, "annealed 2e-3 to adaptive")),
+    ],
+)
+def test_arms_are_read(text, expected):
+    arm = gamma.parse_arm(text, 0.02)
+    assert (arm.name, (arm.kind, arm.rate, arm.of)) == (text, expected)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "adaptiv", "adaptive 1e-3", "learned", "learned fast", "learned 0", "learned -1e-3"),
+        *("learned inf", "learned nan", "learned 1e-3 1e-2", "adam", "annealed 1e-3", "fixed"),
+        *("annealed 1e-3 to", "annealed to adaptive", "fixed at", "fixed adaptive", "Adaptive"),
+    ],
+)
+def test_arms_that_none_spells_are_told(text):
+    with pytest.raises(InputError, match=r"^train\.arms holds .*'learned RATE'") as error:
+        gamma.parse_arm(text, 0.02)
+    assert repr(text) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arms", "message"),
+    [
+        (("fixed at adaptive", "adaptive"), "'adaptive' is not run before it"),
+        (("adaptive", "fixed at learned 1e-3"), "'learned 1e-3' is not run before it"),
+        (("annealed 1e-3 to adaptive",), "'adaptive' is not run before it"),
+        (("adaptive", "fixed at adaptive", "fixed at fixed at adaptive"), "no γ of its own"),
+        (("adaptive", "adaptive"), "none twice"),
+        ((), "at least one"),
+    ],
+)
+def test_arms_in_an_impossible_order_are_told(arms, message):
+    with pytest.raises(InputError, match=rf"^train\.arms.*{message}"):
+        gamma.arms(tiny(train__arms=arms))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("data.ranks", (0,)), ("data.ranks", (13,)), ("data.ranks", (2, 2)), ("data.ranks", ()),
+        ("data.train_size", 0), ("data.resolution", 0), ("data.noise", -0.1),
+        ("data.noise", math.nan), ("model.network", "resnet"), ("model.activation", "sin"),
+        ("model.latents", 0), ("model.gamma", -1.0), ("model.blocks", 0), ("train.seeds", (-1,)),
+        ("train.seeds", (2**31,)), ("train.seeds", (0, 0)), ("train.epochs", 0),
+        ("train.batch_size", 0), ("train.learning_rate", 0.0), ("train.fastest", 0.0),
+        ("train.guard", math.inf), ("train.slowest", -1e-4), ("train.release", (0.8, 0.6)),
+        ("train.release", (0.5, 1.5)), ("eval.block", 0), ("eval.mmd_samples", 0),
+    ],
+)  # fmt: skip
+def test_fields_that_cannot_be_meant_are_named(field, value):
+    """In one sentence, before any work."""
+    with pytest.raises(InputError) as error:
+        gamma.check(tiny(**{field.replace(".", "__"): value}))
+    assert str(error.value).startswith(f"{field}=")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "changes"),
+    [
+        ("train.batch_size", 65, {}),
+        ("model.patch", 3, {"model__network": "conv"}),
+    ],
+)
+def test_fields_that_do_not_fit_the_data_are_named(field, value, changes, flat):
+    config = tiny(**{field.replace(".", "__"): value}, data__train_size=64, **changes)
+    images = manifold("linear", rank=1, resolution=8, train_size=64, test_size=1)
+    with pytest.raises(InputError, match=rf"^{field}={value}\b"):
+        gamma.check_against_data(config, images)
+
+
+def test_a_refused_run_leaves_no_workdir(tmp_path):
+    with pytest.raises(InputError):
+        gamma.run(tiny(train__batch_size=1000), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

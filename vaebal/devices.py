@@ -1,0 +1,113 @@
+"""The processes and devices that a run is spread over, and the notice to leave them."""
+
+import contextlib
+import signal
+import threading
+import zlib
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from vaebal.errors import InputError
+
+
+def join(
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> None:
+    """Makes this process one of several that train together; before anything touches a device.
+
+    On TPU pods, Slurm, Open MPI and Kubernetes all three are found out by JAX; elsewhere all
+    three are needed.
+
+    Args:
+      coordinator_address: host:port of process 0, the same in every process.
+      num_processes: how many there are.
+      process_id: which one this is, from 0.
+
+    Raises:
+      InputError: some are given and some not, or nothing is found.
+    """
+    given = (coordinator_address, num_processes, process_id)
+    if None in given and any(value is not None for value in given):
+        raise InputError(
+            f"--coordinator_address={coordinator_address}, --num_processes={num_processes} and "
+            f"--process_id={process_id} belong together: give all three, or none on a TPU pod or "
+            "under Slurm."
+        )
+    try:
+        jax.distributed.initialize(*given)
+    except ValueError as error:
+        raise InputError(
+            f"--distributed does not find the other processes ({error}): give "
+            "--coordinator_address, --num_processes and --process_id."
+        ) from error
+
+
+def is_writer() -> bool:
+    """Whether this process writes and prints: one of all does."""
+    return jax.process_index() == 0
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Host arrays, the same in every process, on every device of `mesh`.
+
+    Raises:
+      AssertionError: the processes hold different values.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec())
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    tree = jax.tree.map(np.ascontiguousarray, tree)
+    # device_put would send every byte from process 0 to all others, to compare them.
+    sums = np.array([zlib.crc32(leaf) for leaf in jax.tree.leaves(tree)], np.uint32)
+    multihost_utils.assert_equal(sums, "Data or members differ between processes")
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_process_local_data(sharding, leaf, leaf.shape), tree
+    )
+
+
+def local(tree: Any) -> Any:
+    """Replicated arrays -> this process's own copies, each on one device.
+
+    What is computed from them is computed by this process alone, with no word to the others.
+    """
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
+
+
+class LeaveNotice(contextlib.AbstractContextManager):
+    """Whether a scheduler has asked to leave: SIGTERM, while the context is open.
+
+    Of several processes any one may be told; JAX then finds the first epoch that none of them
+    has passed, and all leave there. Outside the main thread of a single process, where Python
+    gives signals to nobody, no notice is ever seen.
+    """
+
+    def __init__(self):
+        self._told = False
+        self._before = None
+
+    def __enter__(self) -> "LeaveNotice":
+        alone = not jax.distributed.is_initialized()  # JAX has taken the signal already
+        if alone and threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._tell)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _tell(self, *signal_and_frame) -> None:
+        self._told = True
+
+    def given(self, epochs: Iterable[int]) -> bool:
+        """Whether to leave after `epochs`, those done since this was last asked, in order."""
+        if jax.distributed.is_initialized():
+            # One by one: JAX compares for equality with the epoch agreed on.
+            return any(map(multihost_utils.reached_preemption_sync_point, epochs))
+        return self._told

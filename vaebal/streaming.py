@@ -1,0 +1,174 @@
+"""Training from rows that do not fit the device: `training.Trainer`, fed from disk.
+
+The batches, and so the run, are those of `Trainer` on the same rows. They come in chunks of
+steps, one in training while the next is on its way to the device.
+"""
+
+import copy
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
+
+from vaebal.data import Decode, steps_per_epoch
+from vaebal.devices import replicate
+from vaebal.feeding import Feeder
+from vaebal.models import GaussianVAE
+from vaebal.training import (
+    EpochMetrics,
+    Member,
+    Optimisation,
+    TrainState,
+    data_mesh,
+    epoch_metrics,
+    init_state,
+    no_statistics,
+    tallied_step,
+)
+from vaebal.units import to_unit_pixels
+
+# Bytes of a chunk. The device holds two of them, the host at most as many again as it gathers.
+CHUNK_BYTES = 2**26
+
+
+def host_mean_image(
+    rows: np.ndarray, decode: Decode = to_unit_pixels, block: int = 256
+) -> np.ndarray:
+    """x_bar [D] of stored rows [N, ...], of which never more than a block is read at once."""
+    decoded = jax.jit(decode)
+    total = sum(
+        np.asarray(decoded(np.asarray(rows[start : start + block]))).sum(0, dtype=np.float64)
+        for start in range(0, len(rows), block)
+    )
+    return np.asarray(total / len(rows), jnp.result_type(float))
+
+
+class StreamingTrainer:
+    """What `training.fit` needs of a `Trainer`, for rows in host memory or memory-mapped.
+
+    The programs are compiled ahead of time, as there.
+
+    Attributes:
+      members: of arrays [M].
+      state_shapes: of the stacked states, with shardings.
+      compile_seconds: what compiling took.
+    """
+
+    def __init__(
+        self,
+        model: GaussianVAE,
+        settings: Optimisation,
+        members: Member,
+        rows: np.ndarray,
+        batch_size: int,
+        decode: Decode = to_unit_pixels,
+    ):
+        """Compiles; reads `rows` [N, ...] once, a block at a time, for their mean.
+
+        Args:
+          members: stacked [M].
+          decode: stored rows -> x [B, D] in [0, 1].
+        """
+        mesh = data_mesh()
+        self._replicated = NamedSharding(mesh, PartitionSpec())
+        self._by_example = NamedSharding(mesh, PartitionSpec(None, None, "data"))
+        self._batch_size, self._decode = batch_size, decode
+        self._steps = steps_per_epoch(len(rows), batch_size)
+        self._take(members, rows)
+        shape = (len(members.seed), batch_size, *rows.shape[1:])
+        batch_bytes = int(np.prod(shape)) * rows.dtype.itemsize
+        self._chunk_steps = int(np.clip(CHUNK_BYTES // batch_bytes, 1, self._steps))
+        x_by_example = NamedSharding(mesh, PartitionSpec("data"))
+
+        def init(members, data_mean):
+            return jax.vmap(lambda member: init_state(model, settings, member, data_mean))(members)
+
+        def begin(member):
+            return no_statistics(model), jnp.full((), -1, jnp.int32)
+
+        def advance(members, state, tally, chunk, count):
+            """The first `count` steps of chunk [M, T, B, ...]."""
+
+            def one(member, state, tally, chunk):
+                def step(t, tallied):
+                    state, sums, bad = tallied
+                    starts = state.step % self._steps == 0
+                    sums = jax.tree.map(lambda total: jnp.where(starts, 0.0, total), sums)
+                    x = jax.lax.with_sharding_constraint(decode(chunk[t]), x_by_example)
+                    return tallied_step(model, settings, member, (state, sums, bad), x)
+
+                state, *tally = jax.lax.fori_loop(0, count, step, (state, *tally))
+                return state, tuple(tally)
+
+            return jax.vmap(one)(members, state, tally, chunk)
+
+        def finish(members, state, tally, probe):
+            def one(member, state, tally):
+                return epoch_metrics(model, member, (state, *tally), self._steps, decode(probe))
+
+            return jax.vmap(one)(members, state, tally)
+
+        start = time.perf_counter()
+        self._init = self._compiled(init, self.members, self._data_mean)
+        self.state_shapes = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._replicated),
+            jax.eval_shape(init, self.members, self._data_mean),
+        )
+        tally = self._no_tally = self._compiled(jax.vmap(begin), self.members)(self.members)
+        chunk = jax.ShapeDtypeStruct(
+            (shape[0], self._chunk_steps, *shape[1:]), rows.dtype, sharding=self._by_example
+        )
+        self._advance = self._compiled(
+            advance, self.members, self.state_shapes, tally, chunk, self._count(1), donate_argnums=1
+        )
+        self._finish = self._compiled(finish, self.members, self.state_shapes, tally, self._probe)
+        self.compile_seconds = time.perf_counter() - start
+
+    def _take(self, members: Member, rows: np.ndarray) -> None:
+        self._rows, self._seeds = rows, np.asarray(members.seed).tolist()
+        on_host = members, rows[: self._batch_size], host_mean_image(rows, self._decode)
+        self.members, self._probe, self._data_mean = replicate(on_host, self._replicated.mesh)
+
+    def _compiled(self, function, *arguments, **options):
+        jitted = jax.jit(function, out_shardings=self._replicated, **options)
+        return jitted.lower(*arguments).compile()
+
+    def _count(self, steps: int) -> Array:
+        return jax.make_array_from_process_local_data(self._replicated, np.int32(steps), ())
+
+    def on(self, members: Member, rows: np.ndarray) -> "StreamingTrainer":
+        """The same compiled programs for other members and rows of the same shapes."""
+        other = copy.copy(self)
+        other._take(members, rows)
+        return other
+
+    def init(self) -> TrainState:
+        """Every member's state at step 0, stacked [M, ...]."""
+        return self._init(self.members, self._data_mean)
+
+    def run(self, state: TrainState, epochs: int) -> tuple[TrainState, EpochMetrics]:
+        """`epochs` epochs; `state` is donated. Metrics [M] are those of the last epoch."""
+        left = epochs * self._steps
+        tally, before = self._no_tally, None
+        feeder = Feeder(
+            self._rows,
+            seeds=self._seeds,
+            batch_size=self._batch_size,
+            steps_per_chunk=self._chunk_steps,
+            start_step=int(jax.device_get(state.step)[0]),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        with feeder, jax.transfer_guard("disallow"):
+            while left > 0:
+                chunk = jax.make_array_from_process_local_data(self._by_example, next(feeder))
+                count = min(left, self._chunk_steps)
+                state, tally = self._advance(self.members, state, tally, chunk, self._count(count))
+                left -= count
+                # Not more than the next chunk waits on the device while this one is trained on.
+                jax.block_until_ready(before)
+                before = tally
+            return state, self._finish(self.members, state, tally, self._probe)
