@@ -104,6 +104,7 @@ def gamma(name: str) -> ml_collections.ConfigDict:
     train.clip_norm = 20.0
     train.epochs_per_chunk = 1
     train.epochs_per_checkpoint = 25
+    train.device_bytes = 2**33  # more training images than this are streamed from the host
 
     config.eval = ml_collections.ConfigDict()
     config.eval.block = 500  # images evaluated at a time

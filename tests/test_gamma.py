@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import base
+from configs import base, celeba64_gamma, celeba128_gamma, rendered64_gamma
 from vaebal.data import manifold
 from vaebal.errors import InputError
 from vaebal.experiments import gamma, gamma_report
-from vaebal.models import init_params
+from vaebal.models import init_params, prior_samples
 from vaebal.streams import stream
 from vaebal.training import Optimisation, init_state
 
@@ -27,7 +27,8 @@ def tiny(**changes):
         "data__name": "linear", "data__resolution": 8, "data__ranks": RANKS,
         "data__train_size": 64, "data__test_size": 32, "model__network": "mlp",
         "model__latents": 4, "model__width": 16, "train__arms": ARMS, "train__seeds": SEEDS,
-        "train__epochs": 2, "train__batch_size": 16, "train__warmup_steps": 2, "train__fastest": 0.5,
+        "train__epochs": 2, "train__batch_size": 16, "train__warmup_steps": 2,
+        "train__fastest": 0.5,
         "train__epochs_per_checkpoint": 2, "eval__block": 16, "eval__train_images": 32,
         "eval__mmd_samples": 32, "eval__pictures": 4,
     }  # fmt: skip
@@ -135,6 +136,19 @@ def test_a_seed_among_others_is_the_seed_alone(finished, tmp_path, monkeypatch):
         assert other != pytest.approx(among[name], rel=1e-4), name  # so it could fail
 
 
+def test_rows_too_large_for_the_device_are_streamed_into_the_same_run(
+    finished, tmp_path, monkeypatch
+):
+    _, rows = finished
+    monkeypatch.setattr(gamma_report, "write", lambda *args: None)
+    monkeypatch.setattr(gamma, "Trainer", None)
+    changes = {"data__ranks": (2,), "train__arms": ("adaptive",), "train__device_bytes": 49151}
+    for streamed in gamma.run(tiny(**changes), str(tmp_path)):  # 64 rows of 192 floats
+        stored = rows["adaptive", 2, streamed["seed"]]
+        for name in ("gamma", "error_mean", "negative_elbo", "kl"):
+            assert streamed[name] == pytest.approx(stored[name], rel=1e-4), name
+
+
 @pytest.fixture(scope="module")
 def flat():
     """A linear manifold of rank 3, variances in the ratios 1, .32, .1."""
@@ -238,7 +252,8 @@ def test_arms_in_an_impossible_order_are_told(arms, message):
         ("train.seeds", (2**31,)), ("train.seeds", (0, 0)), ("train.epochs", 0),
         ("train.batch_size", 0), ("train.learning_rate", 0.0), ("train.fastest", 0.0),
         ("train.guard", math.inf), ("train.slowest", -1e-4), ("train.release", (0.8, 0.6)),
-        ("train.release", (0.5, 1.5)), ("eval.block", 0), ("eval.mmd_samples", 0),
+        ("train.release", (0.5, 1.5)), ("train.release", (0.5,)), ("train.device_bytes", 0),
+        ("eval.block", 0), ("eval.mmd_samples", 0), ("eval.train_images", 0),
     ],
 )  # fmt: skip
 def test_fields_that_cannot_be_meant_are_named(field, value):
@@ -254,16 +269,45 @@ def test_fields_that_cannot_be_meant_are_named(field, value):
     [
         ("train.batch_size", 65, {}),
         ("model.patch", 3, {"model__network": "conv"}),
+        ("model.network", "'infogan'", {"model__network": "infogan", "data__resolution": 10}),
     ],
 )
-def test_fields_that_do_not_fit_the_data_are_named(field, value, changes, flat):
-    config = tiny(**{field.replace(".", "__"): value}, data__train_size=64, **changes)
-    images = manifold("linear", rank=1, resolution=8, train_size=64, test_size=1)
-    with pytest.raises(InputError, match=rf"^{field}={value}\b"):
+def test_fields_that_do_not_fit_the_data_are_named(field, value, changes):
+    config = tiny(**({field.replace(".", "__"): value} | changes))
+    side = config.data.resolution
+    images = manifold("linear", rank=1, resolution=side, train_size=64, test_size=1)
+    with pytest.raises(InputError, match=rf"^{field}={value}[: ]"):
         gamma.check_against_data(config, images)
 
 
 def test_a_refused_run_leaves_no_workdir(tmp_path):
     with pytest.raises(InputError):
         gamma.run(tiny(train__batch_size=1000), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("module", [celeba64_gamma, celeba128_gamma, rendered64_gamma])
+@pytest.mark.parametrize("variant", ["", "quick"])
+def test_the_configs_can_be_meant(module, variant):
+    """And their network fits their images, down to grids of side 4."""
+    config = module.get_config(variant)
+    gamma.check(config)
+    side = config.data.resolution
+    model = gamma.build_model(config, (side, side, 3))
+    assert f"{side}_gamma" in config.name
+    assert config.name.endswith("quick") == (variant == "quick")
+    z = jax.eval_shape(lambda: prior_samples(jax.random.key(0), 2, model.latents))
+    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0), jnp.zeros(3 * side**2)))
+    x_hat = jax.eval_shape(lambda p, z: model.apply({"params": p}, z, method="decode"), params, z)
+    assert x_hat.shape == (2, 3 * side**2)
+    with pytest.raises(ValueError, match="has no variant 'fast'"):
+        module.get_config("fast")
+
+
+@pytest.mark.parametrize("module", [celeba64_gamma, celeba128_gamma])
+def test_celeba_that_is_not_there_is_told_before_any_work(module, tmp_path):
+    config = module.get_config()
+    config.data.dir = str(tmp_path)
+    with pytest.raises(InputError, match=r"data\.name='celeb_a' was not found in data\.dir="):
+        gamma.run(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()

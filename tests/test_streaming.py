@@ -1,5 +1,11 @@
 """Training from rows on disk against training from the device, and against the disk's limits."""
 
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +13,7 @@ import pytest
 from vaebal import streaming
 from vaebal.checkpoints import Checkpoints
 from vaebal.data import mean_image
+from vaebal.models import mlp_vae
 from vaebal.streaming import StreamingTrainer, host_mean_image
 from vaebal.training import Member, Optimisation, Trainer, fit, stack_members
 
@@ -28,15 +35,21 @@ def rows(tmp_path_factory):
     return np.load(path, mmap_mode="r")
 
 
-@pytest.fixture
-def both(small_vae, rows, monkeypatch):
-    """The two trainers of seeds 0 and 7; chunks of 3 steps cross the epochs of 4."""
-    monkeypatch.setattr(streaming, "CHUNK_BYTES", 3 * 2 * B * 16)
-    model = small_vae()
-    return (
-        StreamingTrainer(model, SETTINGS, members((0, 7)), rows, B),
-        Trainer(model, SETTINGS, members((0, 7)), np.asarray(rows), B),
-    )
+def build(trainer, rows):
+    """Of seeds 0 and 7; chunks of 3 steps cross the epochs of 4."""
+    model = mlp_vae(
+        outputs=16, latents=5, width=12, encoder_layers=2, decoder_blocks=1,
+        activation=jax.nn.silu, residual=True, affine_skip=True,
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streaming, "CHUNK_BYTES", 3 * 2 * B * 16)
+        return trainer(model, SETTINGS, members((0, 7)), rows, B)
+
+
+@pytest.fixture(scope="module")
+def both(rows):
+    """Streaming and from the device."""
+    return build(StreamingTrainer, rows), build(Trainer, np.asarray(rows))
 
 
 def assert_close(got, expected):
@@ -84,6 +97,14 @@ def test_a_program_serves_other_members_and_rows(both, rows):
     assert_close(got, expected)
 
 
+def test_other_members_on_the_same_rows_cost_no_pass_over_them(both, rows, monkeypatch):
+    streamed, _ = both
+    monkeypatch.setattr(streaming, "host_mean_image", None)
+    start = streamed.on(members((7, 0)), rows).init().params
+    expected = jax.tree.map(lambda leaf: leaf[::-1], streamed.init().params)
+    assert_close(start, expected)
+
+
 def test_the_mean_reads_a_block_at_a_time(rows):
     """Blocks that do not divide N; never more rows at once than a block."""
     seen = []
@@ -101,18 +122,74 @@ def test_the_mean_reads_a_block_at_a_time(rows):
     assert max(seen) == 10
 
 
-def test_few_chunks_are_on_the_device_at_once(both, monkeypatch):
-    """However long the run: one in training, one waiting, and one whose memory goes."""
-    streamed, _ = both
-    shape, most = (2, 3, B, 16), 0
-    put = jax.make_array_from_process_local_data
+def test_no_chunk_is_sent_before_the_one_before_the_last_is_trained_on(both, rows, monkeypatch):
+    """However long the run, two are on the device; and one is always sent ahead."""
+    streamed, unfinished, ahead = both[0].on(members((0, 7)), rows), [], []
+    advance, put, wait = (
+        streamed._advance,
+        jax.make_array_from_process_local_data,
+        jax.block_until_ready,
+    )
 
-    def counted(sharding, chunk):
-        nonlocal most
-        array = put(sharding, chunk)
-        most = max(most, sum(a.shape == shape for a in jax.live_arrays()))
-        return array
+    def advanced(*arguments):
+        state, tally = advance(*arguments)
+        unfinished.append(tally)
+        return state, tally
 
-    monkeypatch.setattr(jax, "make_array_from_process_local_data", counted)
-    streamed.run(streamed.init(), 6)  # 8 chunks
-    assert 1 <= most <= 3
+    def sent(sharding, local, *shape):
+        if np.ndim(local):
+            ahead.append(len(unfinished))
+        return put(sharding, local, *shape)
+
+    def waited(tally):
+        if tally is not None:
+            assert unfinished.pop(0) is tally
+        return wait(tally)
+
+    streamed._advance = advanced
+    monkeypatch.setattr(jax, "make_array_from_process_local_data", sent)
+    monkeypatch.setattr(jax, "block_until_ready", waited)
+    streamed.run(streamed.init(), 6)
+    assert ahead == [0] + [1] * 7  # 24 steps are 8 chunks
+
+
+IN_TWO = """
+import sys
+import jax, numpy as np
+from test_streaming import StreamingTrainer, build
+from vaebal import devices
+
+devices.join(sys.argv[1], 2, int(sys.argv[2]))
+trainer = build(StreamingTrainer, np.load(sys.argv[3], mmap_mode="r"))
+state, _ = trainer.run(trainer.init(), 3)
+np.savez(sys.argv[4], *jax.tree.leaves(jax.device_get(state)))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_that_read_half_a_batch_each_are_one(both, rows, tmp_path):
+    root = Path(__file__).parent.parent
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": f"{root}:{root / 'tests'}",
+        "XLA_FLAGS": "",
+    }
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", IN_TWO, address, str(i), rows.filename, tmp_path / f"{i}.npz"],
+            env=environment,
+        )
+        for i in (0, 1)
+    ]
+    try:
+        assert [process.wait(300) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+    expected, _ = both[0].run(both[0].init(), 3)
+    for i in (0, 1):
+        with np.load(tmp_path / f"{i}.npz") as leaves:
+            assert_close(list(leaves.values()), jax.tree.leaves(expected))

@@ -111,13 +111,14 @@ def manifold(
       name: "rendered" (scenes, see `rendered`), "linear" (of rank r) or "network" (a random
         network's image of the cube).
       rank: r.
-      resolution: pixels a side; three channels.
+      resolution: pixels a side, at least 8; three channels.
       noise: standard deviation of white observation noise added to every pixel once. It gives
         gamma a floor, noise^2, and lets pixels leave [0, 1] by as much.
       seed: of the factors, the noise, and the two abstract manifolds.
 
     Raises:
-      InputError: unknown name, r out of range, noise on more pixels than can be stored.
+      InputError: unknown name, r or resolution out of range, noise on more pixels than can be
+        stored.
     """
     if name not in MANIFOLDS:
         raise InputError(f"data.name={name!r} must be one of {', '.join(map(repr, MANIFOLDS))}.")
@@ -125,6 +126,8 @@ def manifold(
         raise InputError(
             f"data.ranks holds r={rank}: r must be an integer in 1..{rendered.MAX_FACTORS}."
         )
+    if resolution < 8:
+        raise InputError(f"data.resolution={resolution} must be at least 8 pixels.")
     shape = (resolution, resolution, 3)
     dim = math.prod(shape)
     decode: Decode = Scenes(resolution)

@@ -174,7 +174,15 @@ def infogan_vae(
     gamma: float | None = None,
     gamma_init: float = 1.0,
 ) -> GaussianVAE:
-    """The two-stage literature's network for 28 to 64 px, less its batch normalisation."""
+    """The two-stage literature's network for 28 to 64 px, less its batch normalisation.
+
+    Raises:
+      ValueError: the image's sides are not multiples of 4.
+    """
+    if image_shape[0] % 4 or image_shape[1] % 4:
+        raise ValueError(
+            f"image_shape={tuple(image_shape)} does not fit: sides must be multiples of 4."
+        )
     return GaussianVAE(
         encoder=InfoGANEncoder(latents, tuple(image_shape), activation, log_var_init),
         decoder=InfoGANDecoder(tuple(image_shape), activation),

@@ -77,7 +77,8 @@ class StreamingTrainer:
         self._by_example = NamedSharding(mesh, PartitionSpec(None, None, "data"))
         self._batch_size, self._decode = batch_size, decode
         self._steps = steps_per_epoch(len(rows), batch_size)
-        self._take(members, rows)
+        self._train(members)
+        self._feed(rows)
         shape = (len(members.seed), batch_size, *rows.shape[1:])
         batch_bytes = int(np.prod(shape)) * rows.dtype.itemsize
         self._chunk_steps = int(np.clip(CHUNK_BYTES // batch_bytes, 1, self._steps))
@@ -127,10 +128,14 @@ class StreamingTrainer:
         self._finish = self._compiled(finish, self.members, self.state_shapes, tally, self._probe)
         self.compile_seconds = time.perf_counter() - start
 
-    def _take(self, members: Member, rows: np.ndarray) -> None:
-        self._rows, self._seeds = rows, np.asarray(members.seed).tolist()
-        on_host = members, rows[: self._batch_size], host_mean_image(rows, self._decode)
-        self.members, self._probe, self._data_mean = replicate(on_host, self._replicated.mesh)
+    def _train(self, members: Member) -> None:
+        self._seeds = np.asarray(members.seed).tolist()
+        self.members = replicate(members, self._replicated.mesh)
+
+    def _feed(self, rows: np.ndarray) -> None:
+        self._rows = rows
+        on_host = rows[: self._batch_size], host_mean_image(rows, self._decode)
+        self._probe, self._data_mean = replicate(on_host, self._replicated.mesh)
 
     def _compiled(self, function, *arguments, **options):
         jitted = jax.jit(function, out_shardings=self._replicated, **options)
@@ -142,7 +147,9 @@ class StreamingTrainer:
     def on(self, members: Member, rows: np.ndarray) -> "StreamingTrainer":
         """The same compiled programs for other members and rows of the same shapes."""
         other = copy.copy(self)
-        other._take(members, rows)
+        other._train(members)
+        if rows is not self._rows:  # the mean costs a pass over them
+            other._feed(rows)
         return other
 
     def init(self) -> TrainState:
@@ -162,7 +169,7 @@ class StreamingTrainer:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        with feeder, jax.transfer_guard("disallow"):
+        with feeder:
             while left > 0:
                 chunk = jax.make_array_from_process_local_data(self._by_example, next(feeder))
                 count = min(left, self._chunk_steps)

@@ -6,11 +6,13 @@ prescribed ends and fixed values of gamma are its inputs.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -19,12 +21,13 @@ import numpy as np
 
 from vaebal import evaluation, mmd
 from vaebal.checkpoints import Checkpoints, open_workdir, write_atomically
-from vaebal.data import MANIFOLDS, ImageSet, load, manifold, mean_image, steps_per_epoch
+from vaebal.data import MANIFOLDS, Decode, ImageSet, load, manifold, mean_image, steps_per_epoch
 from vaebal.errors import InputError
 from vaebal.experiments import checks, gamma_report
 from vaebal.models import GaussianVAE, conv_vae, infogan_vae, mlp_vae, prior_samples
 from vaebal.nets import ACTIVATIONS
 from vaebal.progress import Progress
+from vaebal.streaming import StreamingTrainer
 from vaebal.streams import stream
 from vaebal.training import Member, Optimisation, Trainer, fit, member_params, stack_members
 
@@ -119,19 +122,20 @@ def check(config: Any) -> None:
     known = config.data.name in MANIFOLDS
     if known:
         for rank in checks.distinct(config, "data.ranks"):
-            if not isinstance(rank, int) or not 1 <= rank <= 12:
+            if type(rank) is not int or not 1 <= rank <= 12:
                 raise InputError(
                     f"data.ranks={tuple(config.data.ranks)!r} must be integers in 1..12."
                 )
         checks.positive_integers(config, "data.train_size", "data.test_size")
     for seed in checks.distinct(config, "train.seeds"):
-        if not isinstance(seed, int) or not 0 <= seed < 2**31:
+        if type(seed) is not int or not 0 <= seed < 2**31:
             raise InputError(f"train.seeds={config.train.seeds!r} must be integers in [0, 2^31).")
     checks.positive_integers(
         config,
         *("data.resolution", "model.latents", "model.width", "model.blocks", "model.patch"),
         *("train.epochs", "train.batch_size", "train.epochs_per_chunk"),
-        *("train.epochs_per_checkpoint", "eval.block", "eval.pictures", "eval.mmd_samples"),
+        *("train.epochs_per_checkpoint", "train.device_bytes", "eval.block", "eval.pictures"),
+        *("eval.train_images", "eval.mmd_samples"),
     )
     checks.positive_numbers(config, "train.learning_rate", "train.clip_norm", "train.fastest")
     checks.positive_numbers(
@@ -140,10 +144,10 @@ def check(config: Any) -> None:
     )  # fmt: skip
     checks.one_of(config, "model.network", NETWORKS)
     checks.one_of(config, "model.activation", tuple(ACTIVATIONS))
-    start, end = config.train.release
-    if not 0 <= start < end <= 1:
+    release = tuple(config.train.release)
+    if len(release) != 2 or not 0 <= release[0] < release[1] <= 1:
         raise InputError(
-            f"train.release={(start, end)!r} must be shares of the steps, 0 <= start < end <= 1."
+            f"train.release={release!r} must be two shares of the steps, 0 <= start < end <= 1."
         )
 
 
@@ -175,7 +179,9 @@ def check_against_data(config: Any, images: ImageSet) -> None:
     try:
         build_model(config, images.image_shape)
     except ValueError as error:
-        raise InputError(f"model.patch={config.model.patch}: {error}") from error
+        field = "model.patch" if config.model.network == "conv" else "model.network"
+        value = config.model[field.removeprefix("model.")]
+        raise InputError(f"{field}={value!r}: {error}") from error
 
 
 def build_model(config: Any, image_shape: tuple[int, int, int]) -> GaussianVAE:
@@ -224,15 +230,18 @@ def largest_variance(images: ImageSet, *, rows: int = 4096, steps: int = 50) -> 
 class Session:
     """What the runs of one workdir share: the path, the data by r, and compiled programs."""
 
-    def __init__(self, config: Any, path: Path):
-        self.config, self.path = config, path
+    def __init__(
+        self, config: Any, path: Path, opened: Mapping[int, ImageSet] = MappingProxyType({})
+    ):
+        """`opened`: images by r that are loaded already."""
+        self.config, self.path, self._opened = config, path, dict(opened)
         self._data: tuple[int, ImageSet, float] | None = None
-        self._programs: dict[tuple, Trainer] = {}
+        self._programs: dict[tuple, Trainer | StreamingTrainer] = {}
 
     def data(self, rank: int) -> tuple[ImageSet, float]:
         """The images of `rank` and where gamma starts; the last ones asked for are kept."""
         if self._data is None or self._data[0] != rank:
-            images = open_data(self.config, rank)
+            images = self._opened.pop(rank, None) or open_data(self.config, rank)
             self._data = (rank, images, self.config.model.gamma or largest_variance(images))
         return self._data[1:]
 
@@ -254,7 +263,7 @@ class Session:
             return member._replace(gamma_guard=self.config.train.guard, gamma_release=released)
         return member
 
-    def trainer(self, runs: Sequence[Run], arm: Arm) -> Trainer:
+    def trainer(self, runs: Sequence[Run], arm: Arm) -> Trainer | StreamingTrainer:
         """The compiled program of `runs`, an arm's seeds on one data set."""
         train, (images, _) = self.config.train, self.data(runs[0].rank)
         rule = "adam" if arm.kind == "adam" else "adaptive"
@@ -273,7 +282,8 @@ class Session:
             release=tuple(train.release),
             slowest=train.slowest,
         )
-        program = Trainer(
+        build = Trainer if images.train.nbytes <= train.device_bytes else StreamingTrainer
+        program = build(
             self.model(images), settings, members, images.train, train.batch_size, images.decode
         )
         self._programs[key] = program
@@ -305,7 +315,7 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
     images = open_data(config, ranks[0])
     check_against_data(config, images)
     path = open_workdir(workdir, config.to_dict())
-    session = Session(config, path)
+    session = Session(config, path, {ranks[0]: images})
     found = {arm.name: arm for arm in arms(config)}
     groups = [
         [Run(name, rank, seed) for seed in config.train.seeds] for rank in ranks for name in found
@@ -440,30 +450,35 @@ def evaluate(
 def residual_variance(
     model: GaussianVAE, params: Any, images: ImageSet, block: int, *, steps: int = 30
 ) -> float:
-    """The largest variance of x - x_hat(mean) along any direction, over the test images."""
-    apply = lambda *args, **options: model.apply({"params": params}, *args, **options)  # noqa: E731
-    size = len(images.test) // block * block or len(images.test)
+    """The largest variance of x - x_hat(mean) along any direction, over the first test images.
+
+    Of whole blocks of them, and at most 4,096: the residuals are held together.
+    """
+    rows = min(len(images.test), 4096)
+    size = rows // block * block or rows
     blocks = jnp.asarray(images.test[:size]).reshape(-1, min(block, size), *images.test.shape[1:])
+    return float(_residual_variance(model, params, blocks, images.decode, steps))
 
-    @jax.jit
-    def power(blocks):
-        def residual(rows):
-            x = images.decode(rows)
-            return x - apply(apply(x, method="encode")[0], method="decode")
 
-        residuals = jax.lax.map(residual, blocks).reshape(size, -1)
-        residuals = residuals - residuals.mean(0)[None, :]
-        v = jax.random.normal(stream(0, "evaluation/residual"), residuals.shape[1:])
+@functools.partial(jax.jit, static_argnames=("model", "decode", "steps"))
+def _residual_variance(model: GaussianVAE, params, blocks, decode: Decode, steps: int):
+    apply = functools.partial(model.apply, {"params": params})
 
-        def step(_, carry):
-            v, _ = carry
-            image = (residuals @ v) @ residuals / size
-            length = jnp.linalg.norm(image)
-            return image / length, length
+    def residual(rows):
+        x = decode(rows)
+        return x - apply(apply(x, method="encode")[0], method="decode")
 
-        return jax.lax.fori_loop(0, steps, step, (v / jnp.linalg.norm(v), jnp.zeros(())))[1]
+    residuals = jax.lax.map(residual, blocks).reshape(-1, model.outputs)
+    residuals = residuals - residuals.mean(0)[None, :]
+    v = jax.random.normal(stream(0, "evaluation/residual"), (model.outputs,))
 
-    return float(power(blocks))
+    def step(_, carry):
+        v, _ = carry
+        image = (residuals @ v) @ residuals / len(residuals)
+        length = jnp.linalg.norm(image)
+        return image / length, length
+
+    return jax.lax.fori_loop(0, steps, step, (v / jnp.linalg.norm(v), jnp.zeros(())))[1]
 
 
 def factor_r2(
@@ -471,7 +486,8 @@ def factor_r2(
 ) -> list[float]:
     """R^2 of every true factor, predicted from latents [N, K] by their 10 nearest neighbours.
 
-    1: the active latents determine the factor, smoothly; 0: they know nothing of it.
+    1: the active latents determine the factor, smoothly; about -0.1, the noise of ten
+    neighbours' mean, where they know nothing of it.
     """
     from sklearn.neighbors import KNeighborsRegressor
 
