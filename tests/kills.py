@@ -3,9 +3,10 @@
 python tests/kills.py --kills=100 -- python main.py --config.train.epochs=20
 
 The command gets --workdir appended and is run once to its end, as the reference. Then it is
-started again and again in another workdir and killed (SIGKILL, with all it has started) after a
-random part of the reference's time; when it ends by itself, everything but the times taken must
-equal the reference, and the next workdir is begun, until there were so many kills.
+started again and again in another workdir and killed (SIGKILL, with all it has started) at a
+random moment after its opening the workdir, within the time of a run; when it ends by itself,
+everything but the times taken must equal the reference, and the next workdir is begun, until there
+were so many kills.
 """
 
 import argparse
@@ -37,20 +38,29 @@ def end_of(workdir: Path) -> dict[str, Any]:
     return end
 
 
-def run(command: list[str], workdir: Path, seconds: float | None) -> bool:
-    """Whether the command ended by itself within so many seconds; raises if it failed."""
+def run(command: list[str], workdir: Path, moment: float | None = None) -> float | None:
+    """Seconds from the opening of the workdir to the end; None if killed at `moment` of these.
+
+    Raises:
+      RuntimeError: the command failed.
+    """
+    lock = workdir / ".lock"
+    before = lock.stat().st_mtime_ns if lock.exists() else 0
     # Of a whole tree of processes the group is killed.
     with subprocess.Popen(
         [*command, f"--workdir={workdir}"], stdout=subprocess.DEVNULL, start_new_session=True
     ) as process:
+        while process.poll() is None and not (lock.exists() and lock.stat().st_mtime_ns > before):
+            time.sleep(0.01)
+        opened = time.perf_counter()
         try:
-            code = process.wait(seconds)
+            code = process.wait(moment)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            return False
+            return None
     if code:
         raise RuntimeError(f"{' '.join(command)} ended with exit code {code} in {workdir}.")
-    return True
+    return time.perf_counter() - opened
 
 
 def stress(command: list[str], kills: int, directory: Path, seed: int = 0) -> int:
@@ -61,19 +71,22 @@ def stress(command: list[str], kills: int, directory: Path, seed: int = 0) -> in
       RuntimeError: a run, resumed or not, failed.
     """
     rng = random.Random(seed)
-    start = time.perf_counter()
-    run(command, directory / "whole", None)
-    seconds = time.perf_counter() - start
+    seconds = run(command, directory / "whole")
     expected = end_of(directory / "whole")
     assert expected, f"{' '.join(command)} leaves nothing to compare."
     killed = ends = 0
     while killed < kills or (directory / str(ends)).exists():
         moment = rng.uniform(0, seconds) if killed < kills else None
-        if not run(command, directory / str(ends), moment):
+        fresh = not (directory / str(ends)).exists()
+        took = run(command, directory / str(ends), moment)
+        if took is None:
             killed += 1
-            print(f"kill {killed} of {kills} after {moment:.1f} s", flush=True)
+            kept = len(list((directory / str(ends)).glob("checkpoints/**/_CHECKPOINT_METADATA")))
+            print(f"kill {killed} of {kills} at {moment:.1f} s: {kept} checkpoints", flush=True)
             continue
         assert end_of(directory / str(ends)) == expected, f"{directory / str(ends)} differs."
+        if fresh:  # it found its programs compiled, as those to come will
+            seconds = took
         ends += 1
     return ends
 

@@ -232,6 +232,11 @@ def test_a_workdir_refused_for_its_config_is_not_kept_locked(tmp_path):
     with pytest.raises(InputError, match=r"train\.epochs=3, and this one has train\.epochs=4"):
         open_workdir(str(tmp_path), {"name": "a", "train": {"epochs": 4, "seeds": [0, 1]}})
     assert tmp_path not in module._locks
+    # What it holds already it goes on holding.
+    open_workdir(str(tmp_path), CONFIG)
+    with pytest.raises(InputError, match="holds a run with name='a'"):
+        open_workdir(str(tmp_path), CONFIG | {"name": "b"})
+    assert tmp_path in module._locks
 
 
 def test_a_workdir_made_again_is_locked_again(tmp_path):

@@ -14,13 +14,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax import Array
-from jax.experimental import multihost_utils
 
-from vaebal.devices import is_writer
+from vaebal.devices import agreed, is_writer
 from vaebal.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -62,26 +60,22 @@ def open_workdir(workdir: str, config: dict[str, Any]) -> Path:
     if is_writer():
         try:
             _open(path, config)
-        except OSError as error:
+        except (OSError, ImportError) as error:  # a scheme may want a package of its own
+            reason = getattr(error, "strerror", None) or error
             refusal = InputError(
-                f"--workdir={workdir} cannot be written ({error.strerror or error}): choose "
-                "another."
+                f"--workdir={workdir} cannot be written ({reason}): choose another."
             )
             refusal.__cause__ = error
         except InputError as error:
             refusal = error
-    if jax.process_count() > 1:
-        refused = multihost_utils.broadcast_one_to_all(np.array(refusal is not None))
-        if refused and refusal is None:
-            refusal = InputError(f"--workdir={workdir} was refused to the first process.")
-    if refusal is not None:
-        raise refusal
+    if agreed(refusal is not None):
+        raise refusal or InputError(f"--workdir={workdir} was refused to the first process.")
     return path
 
 
 def _open(path: Path, config: dict[str, Any]) -> None:
     path.mkdir(parents=True, exist_ok=True)
-    _lock(path)
+    taken = isinstance(path, Path) and _lock(path)
     held = path / "config.json"
     try:
         if held.exists():
@@ -92,19 +86,18 @@ def _open(path: Path, config: dict[str, Any]) -> None:
         probe.touch()
         probe.unlink()
     except BaseException:
-        if path in _locks:
+        if taken:
             os.close(_locks.pop(path))
         raise
 
 
-def _lock(path: Path) -> None:
-    if not isinstance(path, Path):
-        return
+def _lock(path: Path) -> bool:
+    """Whether this took the lock: this process may have it already, or there may be none."""
     file = path / ".lock"
-    held = _locks.get(path)
-    # The directory may have been deleted and made again since.
-    if held is not None and file.exists() and os.path.samestat(os.fstat(held), file.stat()):
-        return
+    if path in _locks:
+        if file.exists() and os.path.samestat(os.fstat(_locks[path]), file.stat()):
+            return False
+        os.close(_locks.pop(path))  # the directory has been deleted since
     handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         # Unlike a file's presence, this ends with its process.
@@ -119,10 +112,11 @@ def _lock(path: Path) -> None:
     except OSError as error:
         os.close(handle)
         log.warning("%s cannot be locked (%s): start no second run there.", path, error.strerror)
-        return
+        return False
     os.ftruncate(handle, 0)
     os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
     _locks[path] = handle
+    return True
 
 
 def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

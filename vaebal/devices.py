@@ -54,6 +54,13 @@ def is_writer() -> bool:
     return jax.process_index() == 0
 
 
+def agreed(value: bool) -> bool:
+    """The first process's `value`, in every process; all wait here for it."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
+
+
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Host arrays, the same in every process, on every device of `mesh`.
 

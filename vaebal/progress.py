@@ -12,6 +12,7 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from tensorboardX import SummaryWriter
 
+from vaebal.devices import is_writer
 from vaebal.training import EpochMetrics
 
 Report = Callable[[int, int, EpochMetrics, float], None]  # see `training.fit`
@@ -58,7 +59,11 @@ class Progress(contextlib.AbstractContextManager):
         self._task = self._bar.add_task(
             self._name.replace("[", r"\["), total=epochs, text="compiling"
         )
-        self._writers = [SummaryWriter(str(self._directory / member)) for member in members]
+        self._members = len(members)
+        # Of several processes of one run the first alone writes.
+        self._writers = [
+            SummaryWriter(str(self._directory / member)) for member in members if is_writer()
+        ]
         self._begun = self._last_line = time.perf_counter()
         self._epochs, self._text = epochs, ""
 
@@ -66,7 +71,7 @@ class Progress(contextlib.AbstractContextManager):
         """A `report` for `training.fit`, for members that see so many images an epoch."""
 
         def report(epoch: int, epochs: int, metrics: EpochMetrics, seconds: float) -> None:
-            rate = images_per_epoch * epochs * len(self._writers) / seconds
+            rate = images_per_epoch * epochs * self._members / seconds
             text = self._text = f"{describe(metrics)}  {rate:,.0f} images/s"
             self._bar.update(self._task, completed=epoch, text=text)
             for index, writer in enumerate(self._writers):

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vaebal import evaluation, mmd
+from vaebal import devices, evaluation, mmd
 from vaebal.checkpoints import Checkpoints, open_workdir, write_atomically
 from vaebal.data import MANIFOLDS, Decode, ImageSet, load, manifold, mean_image, steps_per_epoch
 from vaebal.errors import InputError
@@ -329,11 +329,14 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
     )
     with Progress(len(groups), path / "tensorboard") as progress:
         for group in groups:
-            if all(map(session.finished, group)):
+            if devices.agreed(all(map(session.finished, group))):
                 progress.skip(group_name(group))
             else:
                 _train(session, group, found[group[0].arm], progress)
+    devices.agreed(True)  # all wait until the first process has written the last rows
     rows = [session.row(each) for each in runs]
+    if not devices.is_writer():
+        return rows
     gamma_report.write(
         config,
         path,
@@ -361,7 +364,7 @@ def _train(session: Session, runs: Sequence[Run], arm: Arm, progress: Progress) 
         session.folder(run).mkdir(parents=True, exist_ok=True)
 
     def report(epoch, epochs, metrics, seconds):
-        for index, run in enumerate(runs):
+        for index, run in enumerate(runs if devices.is_writer() else ()):
             entry = {"epoch": epoch, "step": epoch * steps}
             entry |= {field: float(value[index]) for field, value in metrics._asdict().items()}
             with (session.folder(run) / "history.jsonl").open("a") as file:
@@ -378,6 +381,9 @@ def _train(session: Session, runs: Sequence[Run], arm: Arm, progress: Progress) 
             report=report,
         )
     seconds = (time.perf_counter() - start) / len(runs)
+    if not devices.is_writer():
+        return
+    state, gamma_starts = devices.local((state, trainer.members.gamma_start))
     model = session.model(images)
     for index, run in enumerate(runs):
         progress.note(f"evaluating {run.name}")
@@ -385,7 +391,7 @@ def _train(session: Session, runs: Sequence[Run], arm: Arm, progress: Progress) 
         row = {
             **run._asdict(),
             **evaluate(config, model, params, run.seed, images),
-            "gamma_start": float(trainer.members.gamma_start[index]),
+            "gamma_start": float(gamma_starts[index]),
             "kappa": config.model.latents,
             "epochs": config.train.epochs,
             "steps": config.train.epochs * steps,

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vaebal import evaluation
+from vaebal import devices, evaluation
 from vaebal.checkpoints import Checkpoints, open_workdir, write_atomically
 from vaebal.data import ImageSet, load, steps_per_epoch
 from vaebal.errors import InputError
@@ -163,11 +163,14 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
     )
     with Progress(len(groups), path / "tensorboard") as progress:
         for group in groups:
-            if all(_row_path(path, cell).exists() for cell in group):
+            if devices.agreed(all(_row_path(path, cell).exists() for cell in group)):
                 progress.skip(stack_name(group))
             else:
                 _run_stack(config, path, images, group, progress)
+    devices.agreed(True)  # all wait until the first process has written the last rows
     rows = [json.loads(_row_path(path, cell).read_text()) for cell in cells]
+    if not devices.is_writer():
+        return rows
     pictures = {cell: dict(np.load(_pictures_path(path, cell))) for cell in cells}
     kappa_report.write(config, path, rows, pictures, images)
     return rows
@@ -218,13 +221,16 @@ def _run_stack(
             report=progress.reporter(per_epoch * config.train.batch_size),
         )
     seconds = time.perf_counter() - start
+    if not devices.is_writer():
+        return
+    state, train = devices.local((state, trainer.images))
     test = jax.device_put(images.test)
     for index, cell in enumerate(cells):
         progress.note(f"evaluating {cell.name}")
         params = member_params(state, index)
         row = {
             **dataclasses.asdict(cell),
-            **evaluate(config, model, params, cell, trainer.images, test),
+            **evaluate(config, model, params, cell, train, test),
             "epochs": config.train.epochs,
             "steps": int(state.step[index]),
             "train_seconds": seconds / len(cells),
@@ -308,6 +314,6 @@ def load_member(
                         f"{wanted.name} has no checkpoint in {workdir}: train it first."
                     )
                 model, trainer = make_trainer(config, images, group)
-                state = saved.restore(saved.latest, trainer.state_shapes)
+                _, state = saved.restore_latest(trainer.state_shapes)
             return model, member_params(state, group.index(wanted))
     raise InputError(f"{wanted.name} is not a member of this sweep.")

@@ -1,0 +1,212 @@
+"""One run on one device, on eight, in two processes: the same run."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from vaebal import devices
+from vaebal.errors import InputError
+from vaebal.training import EpochMetrics, data_mesh
+
+ROOT = Path(__file__).parent.parent
+SMALL_RUN = ROOT / "tests" / "small_run.py"
+
+
+def environment(local_devices: int) -> dict[str, str]:
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={local_devices}",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+    }
+
+
+ON_EIGHT = """
+import sys
+from pathlib import Path
+import jax, numpy as np
+from small_run import trainer
+from vaebal.checkpoints import Checkpoints
+from vaebal.evaluation import posterior
+from vaebal.models import mlp_vae
+from vaebal.training import data_mesh, member_params
+
+jax.config.update("jax_disable_most_optimizations", True)
+out = Path(sys.argv[1])
+keep = lambda name, tree: np.savez(out / name, *jax.tree.leaves(jax.device_get(tree)))
+eight, two, one = (data_mesh(jax.devices()[:count]) for count in (8, 2, 1))
+
+for mesh, name in ((one, "f32_one"), (eight, "f32_eight")):
+    program = trainer(mesh=mesh)
+    keep(name, program.run(program.init(), 7))
+
+jax.config.update("jax_enable_x64", True)
+programs = {n: trainer(True, mesh=mesh) for n, mesh in (("one", one), ("eight", eight))}
+ends = {n: program.run(program.init(), 67) for n, program in programs.items()}
+for name, end in ends.items():
+    keep(f"f64_{name}", end)
+
+with Checkpoints(out / "ck") as checkpoints:
+    checkpoints.save(67, ends["eight"][0])
+program = trainer(True, mesh=two)
+with Checkpoints(out / "ck") as checkpoints:
+    _, state = checkpoints.restore_latest(program.state_shapes)
+assert {leaf.sharding.num_devices for leaf in jax.tree.leaves(state)} == {2}
+keep("restored", state)
+
+model = mlp_vae(outputs=16, latents=5, width=12, encoder_layers=3, decoder_blocks=1,
+                activation=jax.nn.silu, residual=True, affine_skip=True)
+images = np.random.default_rng(1).uniform(size=(101, 16))  # divides by no number of devices
+for name, end in (("one", ends["one"][0]), ("two", state), ("eight", ends["eight"][0])):
+    keep(f"posterior_{name}", posterior(model, member_params(end, 0), images, seed=0, block=16))
+
+keep("later_on_two", program.run(state, 3)[0])
+keep("later_on_eight", programs["eight"].run(ends["eight"][0], 3)[0])
+"""
+
+
+def load(file: Path) -> list[np.ndarray]:
+    with np.load(file) as arrays:
+        return list(arrays.values())
+
+
+def assert_close(got: list, expected: list, rtol: float) -> None:
+    """Relative to each array's largest entry: single entries pass through zero."""
+    assert len(got) == len(expected)
+    for a, b in zip(got, expected, strict=True):
+        assert a.shape == b.shape
+        both = ~(np.isnan(a) & np.isnan(b))
+        assert np.abs(a - b)[both].max(initial=0) <= rtol * np.abs(b)[both].max(initial=0)
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory):
+    """The ends of runs on one, two and eight virtual devices of one process."""
+    out = tmp_path_factory.mktemp("devices")
+    subprocess.run(
+        [sys.executable, "-c", ON_EIGHT, str(out)], env=environment(8), check=True, timeout=600
+    )
+    return out
+
+
+def test_eight_devices_equal_one_over_200_steps_in_float64(ends):
+    """States and metrics, to 1e-12; the steps have been taken, and have changed something."""
+    one = load(ends / "f64_one.npz")
+    assert one[0].tolist() == [201, 201]
+    assert_close(load(ends / "f64_eight.npz"), one, 1e-12)
+
+
+def test_eight_devices_equal_one_over_20_steps_in_float32(ends):
+    one = load(ends / "f32_one.npz")
+    assert one[0].tolist() == [21, 21]
+    assert_close(load(ends / "f32_eight.npz"), one, 1e-5)
+
+
+def test_what_eight_devices_saved_goes_on_on_two(ends):
+    """The values come back exactly, on two devices, and training goes on as on eight."""
+    assert_close(
+        load(ends / "restored.npz"), load(ends / "f64_eight.npz")[: -len(EpochMetrics._fields)], 0
+    )
+    assert_close(load(ends / "later_on_two.npz"), load(ends / "later_on_eight.npz"), 1e-12)
+
+
+@pytest.mark.parametrize("count", ["two", "eight"])
+def test_every_example_is_evaluated_once_on_any_number_of_devices(ends, count):
+    """101 of them, in blocks of 16."""
+    one = load(ends / "posterior_one.npz")
+    assert [len(each) for each in one[:3]] == [101] * 3
+    assert_close(load(ends / f"posterior_{count}.npz"), one, 1e-11)
+
+
+def two_processes(workdir: Path, **options) -> list[subprocess.Popen]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return [
+        subprocess.Popen(
+            [
+                *(sys.executable, SMALL_RUN, f"--workdir={workdir}", "--epochs=67", "--float64"),
+                *(f"--address=127.0.0.1:{port}", "--processes=2", f"--process={process}"),
+                *(f"--{name}={value}" for name, value in options.items()),
+            ],
+            env=environment(4), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for process in (0, 1)
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_processes_leave_together_on_notice_and_end_as_one_device(ends, tmp_path):
+    """SIGTERM comes to the second alone, in mid-run; started again they finish the 201 steps."""
+    processes = two_processes(tmp_path / "run", pause=0.3)
+    try:
+        for line in processes[1].stdout:
+            if line.strip() == "6":
+                break
+        processes[1].send_signal(signal.SIGTERM)
+        said = [process.communicate(timeout=300)[0] for process in processes]
+        assert [process.returncode for process in processes] == [75, 75], said
+        assert all("Stopped on notice after epoch" in text for text in said)
+
+        processes = two_processes(tmp_path / "run", save=tmp_path / "end.npz")
+        said = [process.communicate(timeout=300)[0] for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], said
+        assert "\n2\n" not in said[0]  # not from the start
+    finally:
+        for process in processes:
+            process.kill()
+    one = load(ends / "f64_one.npz")[: -len(EpochMetrics._fields)]
+    assert_close(load(tmp_path / "end.npz"), one, 1e-12)
+    assert json.loads((tmp_path / "run" / "config.json").read_text()) == {"epochs": 67}
+
+
+@pytest.mark.parametrize("given", [("a:1", None, None), ("a:1", 2, None), (None, None, 0)])
+def test_part_of_an_address_is_refused(given):
+    with pytest.raises(InputError, match=r"belong together: give all three, or none"):
+        devices.join(*given)
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--process_id=1", "--coordinator_address, --num_processes, --process_id mean nothing"),
+        ("--distributed", "--distributed does not find the other processes"),
+    ],
+)
+def test_main_refuses_processes_that_it_cannot_find(tmp_path, flag, said):
+    done = subprocess.run(
+        [sys.executable, ROOT / "main.py", flag, f"--workdir={tmp_path / 'run'}"],
+        env=environment(1), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"error: {said}")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_notice_is_only_what_comes_while_it_is_asked_for():
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with devices.LeaveNotice() as notice:
+            assert not notice.given([1])
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert notice.given([2])
+        os.kill(os.getpid(), signal.SIGTERM)
+        with devices.LeaveNotice() as notice:
+            assert not notice.given([1])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_local_copies_are_on_one_device():
+    tree = devices.replicate({"a": np.arange(3.0), "b": np.int32(2)}, data_mesh())
+    got = devices.local(tree)
+    assert {leaf.sharding.num_devices for leaf in jax.tree.leaves(got)} == {1}
+    np.testing.assert_array_equal(got["a"], [0, 1, 2])
