@@ -4,10 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 from vaebal.errors import InputError
-from vaebal.experiments import gamma, kappa_sweep, theorem1, theorem2, theorem3
+from vaebal.experiments import gamma, generation, kappa_sweep, theorem1, theorem2, theorem3
 
 EXPERIMENTS: dict[str, Callable] = {
     "gamma": gamma.run,
+    "generation": generation.run,
     "kappa_sweep": kappa_sweep.run,
     "theorem1": theorem1.run,
     "theorem2": theorem2.run,

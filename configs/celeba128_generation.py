@@ -1,0 +1,44 @@
+"""Tables 3 and 4, Figure 2: CelebA at 128x128.
+
+Command: python main.py --config=configs/celeba128_generation.py         (an accelerator)
+         python main.py --config=configs/celeba128_generation.py:quick   (a smoke test)
+"""
+
+import ml_collections
+
+from configs import base, generation_base
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    base.check_variant("celeba128_generation", variant, ("", "quick"))
+    config = generation_base.generation("celeba128_generation")
+    config.data.name = "celeb_a"
+    config.data.resolution = 128
+    config.train.batch_size = 128
+    config.train.epochs_per_checkpoint = 5
+    config.ae.network = "conv"
+    config.ae.codes = 64  # as the paper
+    config.ae.width = 64
+    config.ae.blocks = 1
+    config.ae.epochs = 50
+    config.vae.epochs = config.wae.epochs = 20
+    config.vae_plus.epochs = 100
+    config.vae_plus.width = 1024
+    config.eval.reference_images = 50_000
+    config.eval.samples = 10_000
+    config.eval.whiten = True
+    config.eval.fid = True
+    if variant == "quick":
+        config.name = "celeba128_generation_quick"
+        config.train.seeds = (0,)
+        config.ae.width = 16
+        config.ae.epochs = 1
+        config.vae.spaces = ("pixels",)
+        config.vae.epochs = config.wae.epochs = 1
+        config.vae_plus.epochs = 5
+        config.vae_plus.width = 256
+        config.eval.reference_images = 5_000
+        config.eval.samples = 1_000
+        config.eval.bins = (100,)
+        config.eval.fid = False
+    return config

@@ -1,0 +1,92 @@
+"""From balance to samples (Tables 3 and 4): the fields, their meaning and their defaults."""
+
+import ml_collections
+
+
+def generation(name: str) -> ml_collections.ConfigDict:
+    """Every field; configs/*_generation.py change a few."""
+    config = ml_collections.ConfigDict()
+    config.experiment = "generation"
+    config.name = name
+
+    data = config.data = ml_collections.ConfigDict()
+    data.name = "digits"  # any set of `vaebal.data`, or "rendered"
+    data.dir = ""  # "": $VAEBAL_DATA_DIR, $TFDS_DATA_DIR or ~/tensorflow_datasets
+    data.folder = ""  # of "folder": where the images lie
+    data.bad = "refuse"  # or "skip": files there that are no usable images
+    data.resolution = 64  # of "rendered", "celeb_a" and "folder"
+    data.rank = 12  # of "rendered": true dimension r, and its numbers of images
+    data.train_size = 20_000
+    data.test_size = 5_000
+    data.seed = 0
+
+    train = config.train = ml_collections.ConfigDict()  # shared by all stages
+    train.seeds = (0, 1, 2)  # each a whole pipeline, the autoencoder included
+    train.batch_size = 256
+    train.final_learning_rate = 2e-5  # after cosine decay
+    train.warmup_steps = 200
+    train.activation = "silu"
+    train.epochs_per_checkpoint = 25
+
+    ae = config.ae = ml_collections.ConfigDict()  # the deterministic autoencoder
+    ae.network = "mlp"  # or "conv", from 32 pixels on
+    ae.codes = 16  # d tilde; kappa of both VAEs is the same
+    ae.width = 512  # conv: channels of the finest scale
+    ae.layers = 4  # mlp: of the encoder
+    ae.blocks = 2  # residual blocks of the decoder (conv: of each scale, on both sides)
+    ae.patch = 4  # conv: side of the patches that the first layer reads
+    ae.epochs = 100
+    ae.learning_rate = 1e-3
+    ae.clip_norm = 200.0
+
+    # The first VAE, on standardised codes. Its error is measured in "pixels" through the frozen
+    # decoder (prescription 3), or in "codes"; every space listed gives a VAE and a VAE+.
+    vae = config.vae = ml_collections.ConfigDict()
+    vae.spaces = ("pixels", "codes")
+    vae.width = 256
+    vae.layers = 3
+    vae.blocks = 2
+    vae.epochs = 100
+    vae.learning_rate = 1e-3
+    vae.clip_norm = 20.0  # of gamma times the gradient
+    vae.log_var_init = 0.0
+    vae.gamma = 1.0  # where gamma starts, as a share of the target's variance per dimension
+    vae.gamma_rate = 5e-3  # at most so many nats of log gamma a step: the homotopy's speed
+
+    # The second VAE, on z ~ q(z|x), drawn anew in every step.
+    plus = config.vae_plus = ml_collections.ConfigDict(vae.to_dict())
+    del plus.spaces
+    # z has about the prior's variance, where gamma starts, and so total collapse is a minimum:
+    # latents that start informative find the way down. (On the digits, gamma from a tenth of that
+    # on left the distance at 7.5 instead of 5 to 6.)
+    plus.log_var_init = -2.0
+
+    wae = config.wae = ml_collections.ConfigDict()  # the same network as the first VAE
+    wae.width = 256
+    wae.layers = 3
+    wae.blocks = 2
+    wae.epochs = 100
+    wae.learning_rate = 1e-3
+    wae.clip_norm = 200.0
+    wae.weight = 100.0  # lambda, against the error summed over pixels
+
+    # The network whose penultimate features "FD (classifier)" is measured in, where the data has
+    # labels or factors.
+    classifier = config.classifier = ml_collections.ConfigDict()
+    classifier.features = 64
+    classifier.width = 256
+    classifier.epochs = 20
+    classifier.learning_rate = 1e-3
+    classifier.clip_norm = 20.0
+
+    evaluation = config.eval = ml_collections.ConfigDict()
+    evaluation.reference_images = 0  # training images that all are compared with; 0: every one
+    evaluation.samples = 0  # test images used, and images generated; 0: as many as test images
+    evaluation.parts = 5  # subsets, for the spread of Fréchet distances
+    evaluation.bins = (100, 200, 300)  # K of NDB/K
+    evaluation.whiten = False  # of NDB's distances; only where no pixel is nearly constant
+    evaluation.fid = False  # real Inception features; needs their weights
+    evaluation.inception_weights = ""  # "": $VAEBAL_INCEPTION_WEIGHTS or ~/.cache/vaebal
+    evaluation.block = 500  # images computed at a time
+    evaluation.pictures = 12
+    return config

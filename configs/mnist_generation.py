@@ -1,0 +1,31 @@
+"""From balance to samples on MNIST.
+
+Command: python main.py --config=configs/mnist_generation.py         (an accelerator)
+         python main.py --config=configs/mnist_generation.py:quick   (under 15 minutes, 2 cores)
+"""
+
+import ml_collections
+
+from configs import base, generation_base
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    base.check_variant("mnist_generation", variant, ("", "quick"))
+    config = generation_base.generation("mnist_generation")
+    config.data.name = "mnist"
+    config.ae.codes = 32
+    config.vae.epochs = config.wae.epochs = 200
+    config.vae_plus.epochs = 400
+    config.vae_plus.width = 512
+    config.eval.block = 1000
+    if variant == "quick":
+        config.name = "mnist_generation_quick"
+        config.train.seeds = (0, 1)
+        config.train.epochs_per_checkpoint = 5
+        config.ae.epochs = 6
+        config.classifier.epochs = 3
+        config.vae.spaces = ("pixels",)
+        config.vae.epochs = config.wae.epochs = 8
+        config.vae_plus.epochs = 15
+        config.vae_plus.width = 256
+    return config

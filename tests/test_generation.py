@@ -1,0 +1,358 @@
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import celeba128_generation, digits_generation, mnist_generation, rendered64_generation
+from vaebal import classifier, inception, stages
+from vaebal.data import load
+from vaebal.errors import InputError
+from vaebal.experiments import (
+    generation,
+    generation_report,
+    generation_scores,
+    generation_stages,
+)
+from vaebal.experiments.generation_stages import Stage
+from vaebal.frechet import frechet_distance
+
+
+def tiny():
+    """One pipeline of a few steps: AE, VAE, VAE+, WAE-MMD on the digits."""
+    config = digits_generation.get_config("quick")
+    config.train.seeds = (0,)
+    config.train.batch_size = 256
+    config.train.epochs_per_checkpoint = 2
+    config.ae.codes = 4
+    config.vae.spaces = ("pixels",)
+    config.classifier.features = 6
+    for section in (config.ae, config.vae, config.vae_plus, config.wae, config.classifier):
+        section.width, section.epochs, section.learning_rate = 16, 3, 1e-2
+    config.eval.bins = (5,)
+    config.eval.parts = 2
+    config.eval.samples, config.eval.reference_images = 250, 1000
+    config.eval.block = 200  # the last of 250 test images fill no block
+    config.eval.pictures = 3
+    return config
+
+
+def session_of(config, path):
+    images = load("digits")
+    return generation_stages.Session(config, path, images, classifier.targets_of(images))
+
+
+def without_times(rows):
+    return [{k: v for k, v in row.items() if k != "train_seconds"} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A workdir of the tiny pipeline, and its rows."""
+    path = tmp_path_factory.mktemp("finished")
+    return path, generation.run(tiny(), str(path))
+
+
+def test_every_method_has_its_rows_and_figures(finished):
+    path, rows = finished
+    methods = ["held-out images", "Downsample", "AE", "VAE", "VAE+", "WAE-MMD"]
+    assert [row["method"] for row in rows] == methods
+    for row in rows:
+        assert ("rec_fd" in row) == (row["method"] != "held-out images")
+        assert ("gen_fd" in row) == (row["method"] != "AE")
+        assert (row["images"], row["reference_images"]) == (250, 1000)
+        assert row["without_fid"] == "not asked for (eval.fid)"
+        assert not any("fid" in name and name.startswith(("rec", "gen")) for name in row)
+    for name in ("table.md", "samples.png", "nearest.png", "interpolations.png", "bins.png"):
+        assert (path / name).stat().st_size > 1000
+    text = (path / "table.md").read_text()
+    assert "FD (classifier) gen." in text
+    assert "No FID: not asked for" in text
+
+
+def test_stages_are_finished_in_order_and_each_has_its_own_folder(finished):
+    path, _ = finished
+    names = {"ae_seed0", "vae_pixels_seed0", "vae_plus_pixels_seed0", "wae_seed0"}
+    assert {folder.name for folder in (path / "stages").iterdir()} == names | {"classifier_seed0"}
+    times = {folder.name: (folder / "row.json").stat().st_mtime for folder in
+             (path / "stages").iterdir()}  # fmt: skip
+    assert times["ae_seed0"] < times["vae_pixels_seed0"] < times["vae_plus_pixels_seed0"]
+
+
+def test_what_is_finished_is_not_trained_again(finished, monkeypatch):
+    path, rows = finished
+    monkeypatch.setattr(generation_stages, "fit", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(
+        generation_scores.Scorer, "__call__", lambda *_: pytest.fail("scored again")
+    )
+    assert generation.run(tiny(), str(path)) == rows
+
+
+def test_a_pipeline_killed_in_a_later_stage_goes_on_to_the_same_numbers(
+    finished, tmp_path, monkeypatch
+):
+    path, rows = finished
+    work = tmp_path / "work"
+    # As a kill in the second stage's third epoch leaves it: what comes later does not exist.
+    shutil.copytree(path, work)
+    shutil.rmtree(work / "evaluation")
+    shutil.rmtree(work / "stages" / "vae_plus_pixels_seed0")
+    real, trained = generation_stages.fit, []
+
+    def killed(fitter, *, report, **options):
+        def stop(epoch, metrics):
+            report(epoch, metrics)
+            if epoch == 3:
+                raise KeyboardInterrupt
+
+        return real(fitter, report=stop, **options)
+
+    def counted(fitter, **options):
+        trained.append(options["checkpoints"].directory.parent.name)
+        assert options["checkpoints"].latest == 2
+        return real(fitter, **options)
+
+    monkeypatch.setattr(generation_stages, "fit", killed)
+    with pytest.raises(KeyboardInterrupt):
+        generation.run(tiny(), str(work))
+    assert not (work / "stages" / "vae_plus_pixels_seed0" / "row.json").exists()
+    monkeypatch.setattr(generation_stages, "fit", counted)
+    assert without_times(generation.run(tiny(), str(work))) == without_times(rows)
+    assert trained == ["vae_plus_pixels_seed0"]
+    ours, theirs = (
+        json.loads((place / "stages" / "vae_plus_pixels_seed0" / "row.json").read_text())
+        for place in (work, path)
+    )
+    assert without_times([ours]) == without_times([theirs])
+
+
+class Asked(Exception):
+    """In place of training: says which stage would be trained."""
+
+
+def test_a_later_stage_makes_the_one_it_needs_first(finished, tmp_path, monkeypatch):
+    """`make` on a second stage, as the folders of those before it appear one by one."""
+    path, _ = finished
+
+    def ask(fitter, *, checkpoints, **options):
+        raise Asked(checkpoints.directory.parent.name)
+
+    monkeypatch.setattr(generation_stages, "fit", ask)
+    session = session_of(tiny(), tmp_path)
+    for name in ("ae_seed0", "vae_pixels_seed0", "vae_plus_pixels_seed0"):
+        with (
+            generation_stages.StageProgress(3, tmp_path / "tensorboard") as progress,
+            pytest.raises(Asked, match=f"^{name}$"),
+        ):
+            generation_stages.make(session, Stage("vae_plus_pixels", 0), progress)
+        shutil.rmtree(tmp_path / "stages" / name)
+        shutil.copytree(path / "stages" / name, tmp_path / "stages" / name)
+
+
+def test_an_unfinished_stage_is_refused_where_it_is_asked_for(finished):
+    path, _ = finished
+    with pytest.raises(InputError, match=r"'ae_seed7' is not finished in .*: make it first"):
+        generation.load_pipeline(tiny(), str(path), 7)
+
+
+def test_samples_go_from_the_prior_through_every_decoder(finished):
+    """By hand from the stages' parameters; and reconstructions from the codes up."""
+    path, _ = finished
+    session, nets = generation.load_pipeline(tiny(), str(path), 0)
+    models = session.models
+    u, eps = (jax.random.normal(jax.random.key(k), (5, 4)) for k in (0, 1))
+
+    def decoded(name, params, z):
+        return models[name].apply({"params": nets[params]}, z, method="decode")
+
+    gamma = jnp.exp(nets["vae_plus_pixels"]["log_gamma"])
+    z = decoded("vae_plus", "vae_plus_pixels", u) + jnp.sqrt(gamma) * eps
+    std, mean = nets["scale"].std[None], nets["scale"].mean[None]
+    plain = decoded("ae", "ae", decoded("vae", "vae_pixels", u) * std + mean)
+    plus = decoded("ae", "ae", decoded("vae", "vae_pixels", z) * std + mean)
+    got = generation_scores.generate(session, nets, u, eps)
+    np.testing.assert_allclose(got["VAE"], plain, atol=1e-5)
+    np.testing.assert_allclose(got["VAE+"], plus, atol=1e-5)
+    assert np.abs(plain - plus).max() > 0.01
+    x = jnp.asarray(session.images.test[:5])
+    images, latents = generation_scores.reconstruct(session, nets, x, jnp.zeros((2, 5, 4)))
+    codes = models["ae"].apply({"params": nets["ae"]}, x, method="encode")[0]
+    np.testing.assert_allclose(images["AE"], decoded("ae", "ae", codes), atol=1e-5)
+    z = models["vae"].apply({"params": nets["vae_pixels"]}, (codes - mean) / std, method="encode")
+    np.testing.assert_allclose(latents["VAE"], z[0], atol=1e-5)
+
+
+def test_the_codes_are_standardised_by_what_is_stored(finished):
+    path, _ = finished
+    session, _ = generation.load_pipeline(tiny(), str(path), 0)
+    codes = np.asarray(session.codes(0))
+    np.testing.assert_allclose(codes.mean(0), 0, atol=1e-4)
+    np.testing.assert_allclose(codes.std(0), 1, rtol=1e-4)
+
+
+def test_what_is_compared_is_drawn_at_random_without_repetition():
+    rows = np.arange(1000)[:, None]
+    some = generation_scores._some(rows, 300, "test images")[:, 0]
+    assert len(set(some)) == 300
+    assert 420 < some.mean() < 580  # from everywhere: six standard errors about 499.5
+    np.testing.assert_array_equal(generation_scores._some(rows, 300, "test images")[:, 0], some)
+    assert generation_scores._some(rows, 1000, "test images") is rows
+
+
+def test_bytes_are_rounded_and_clipped():
+    x = jnp.asarray([-0.5, 0.0, 0.49 / 255, 0.51 / 255, 1.0, 1.7])
+    np.testing.assert_array_equal(generation_scores.to_bytes(x), [0, 0, 0, 1, 255, 255])
+
+
+def test_blocks_of_any_size_give_the_whole():
+    x = np.arange(7.0)
+    for block in (1, 3, 7, 10):
+        got = generation_scores._in_blocks(lambda x, y: {"sum": x + y}, [x, 10 * x], block)
+        np.testing.assert_array_equal(got["sum"], 11 * x)
+
+
+@pytest.mark.parametrize(
+    "module", [celeba128_generation, digits_generation, mnist_generation, rendered64_generation]
+)
+@pytest.mark.parametrize("variant", ["", "quick"])
+def test_every_config_can_be_meant(module, variant):
+    config = module.get_config(variant)
+    generation.check(config)
+    shapes = {"celeb_a": (128, 128, 3), "rendered": (64, 64, 3), "mnist": (28, 28, 1)}
+    models = generation_stages.build_models(config, shapes.get(config.data.name, (8, 8, 1)), None)
+    for name in ("vae", "vae_plus", "wae"):
+        assert models[name].latents == models[name].outputs == models["ae"].latents
+    with pytest.raises(ValueError, match="has no variant 'fast'"):
+        module.get_config("fast")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("vae.spaces", ("latents",), "vae.spaces=.* must be among"),
+        ("vae.spaces", (), "must list at least one value"),
+        ("ae.codes", 0, "ae.codes=0 must be an integer of at least 1"),
+        ("ae.network", "resnet", "ae.network='resnet' must be one of"),
+        ("ae.network", "conv", "ae.patch=4: .* does not fit patch=4"),
+        ("wae.weight", -1.0, "wae.weight=-1.0 must be 0 or"),
+        ("vae_plus.gamma", 0.0, "vae_plus.gamma=0.0 must be a finite number above 0"),
+        ("vae.layers", 1, "vae.layers=1 must be an integer of at least 2"),
+        ("train.batch_size", 2000, "train.batch_size=2000 must be at most the 1438"),
+        ("train.seeds", (-1,), "train.seeds"),
+        ("eval.bins", (1,), "eval.bins=.* at least 2"),
+        ("eval.bins", (2000,), "needs as many training images as bins, and 1000 are used"),
+        ("eval.parts", 300, "eval.parts=300 cuts 250 images into subsets of fewer than 2"),
+        ("eval.inception_weights", "/no/such/file", "Inception weights '/no/such/file' cannot"),
+    ],
+)
+def test_bad_fields_are_refused_before_any_work(field, value, sentence, tmp_path):
+    config = tiny()
+    config.eval.fid = True
+    section, name = field.split(".")
+    with config.ignore_type():
+        config[section][name] = value
+    with pytest.raises(InputError, match=sentence):
+        generation.run(config, str(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+
+
+def test_fid_is_measured_only_in_inceptions_features(finished, monkeypatch):
+    """Its features and weights replaced, as no test downloads them: what they are given counts."""
+    path, _ = finished
+    config, seen = tiny(), []
+    config.eval.fid = True
+    session = session_of(config, path)
+
+    def features(params, images, block):
+        seen.append((params, images.shape[1:], images.dtype))
+        return images.reshape(len(images), 8, 8).astype(float).mean(2)
+
+    monkeypatch.setattr(inception, "load_params", lambda weights: "weights")
+    monkeypatch.setattr(inception, "inception_features", features)
+    scorer = generation_scores.Scorer(session)
+    got = scorer(scorer.test, "gen_")
+    means = [x.reshape(-1, 8, 8).astype(float).mean(2) for x in (scorer.test, scorer.reference)]
+    moments = [part for x in means for part in (x.mean(0), np.cov(x.T))]
+    assert got["gen_fid"] == pytest.approx(frechet_distance(*moments), rel=1e-9)
+    assert set(seen) == {("weights", (8, 8, 1), np.dtype(np.uint8))}
+    assert scorer.about()["fid_protocol"] == inception.PROTOCOL
+
+
+def test_absent_weights_leave_the_reason_in_place_of_fid(finished, monkeypatch):
+    path, rows = finished
+    config = tiny()
+    config.eval.fid = True
+
+    def absent(weights):
+        raise InputError("cannot be had: download them")
+
+    monkeypatch.setattr(inception, "load_params", absent)
+    scorer = generation_scores.Scorer(session_of(config, path))
+    about = scorer.about()
+    assert about["without_fid"] == "cannot be had: download them"
+    assert "fid" not in scorer.features
+    said = generation_report.protocol(config, [rows[0] | about], load("digits"))
+    assert "No FID: cannot be had: download them." in said
+
+
+def row(method, seed, fd, ndb):
+    return {
+        "method": method, "seed": seed, "data": "mnist", "gen_fd": fd, "rec_fd": fd / 2,
+        "gen_fd_se": 0.1, "gen_fd_extrapolated": fd,
+        "gen_ndb_20": ndb, "rec_ndb_20": ndb, "gen_js_20": ndb,
+    }  # fmt: skip
+
+
+def some_rows(plus=(3.0, 4.0)):
+    scores = {"VAE": (8.0, 9.0), "VAE+": plus, "WAE-MMD": (3.5, 4.5)}
+    rows = [row("held-out images", None, 1.0, 0.05), row("Downsample", None, 2.0, 0.05)]
+    return rows + [
+        row(method, seed, fd, min(fd / 10, 1.0))
+        for method, each in scores.items()
+        for seed, fd in enumerate(each)
+    ]
+
+
+def test_the_sentence_says_better_only_where_intervals_are_apart():
+    said = generation_report.sentence(some_rows())
+    assert "VAE+ 3.50 ± 0.71" in said
+    assert "Against VAE, VAE+ is better in FD (classifier), NDB/20." in said
+    assert "Against WAE-MMD, VAE+ is not told apart in FD (classifier), NDB/20." in said
+    worse = generation_report.sentence(some_rows((20.0, 21.0)))
+    assert "Against VAE, VAE+ is worse in FD (classifier)" in worse
+
+
+def test_of_one_seed_the_interval_is_one_measurements_error():
+    (one,) = [each for each in some_rows() if each["method"] == "VAE+" and each["seed"] == 0]
+    assert generation_report.interval([one], "gen_fd") == pytest.approx((2.9, 3.1))
+    error = np.sqrt(0.3 * 0.7 / 20)  # of a share of 20 bins
+    expected = (0.3 - error, 0.3 + error)
+    assert generation_report.interval([one], "gen_ndb_20") == pytest.approx(expected)
+
+
+def test_the_papers_values_stand_beside_ours_only_on_its_data():
+    rows = some_rows()
+    header, _ = generation_report.ndb_table(rows)
+    assert "paper" not in header
+    for each in rows:
+        each["data"] = "celeb_a"
+        each |= {"gen_ndb_100": 0.5, "rec_ndb_100": 0.5, "gen_js_100": 0.5}
+    header, body = generation_report.ndb_table(rows)
+    beside = {line[0]: line[header.index("paper")] for line in body}
+    assert beside == {
+        **{"held-out images": "–", "Downsample": "0.05"},
+        **{"VAE": "0.88", "VAE+": "0.29", "WAE-MMD": "0.64"},
+    }
+    header, body = generation_report.frechet_table(rows)
+    assert dict(zip(header, body[-1], strict=True))["paper FID gen."] == "66.9"
+
+
+def test_incompatible_codes_are_refused_in_one_sentence(finished):
+    path, _ = finished
+    session, nets = generation.load_pipeline(tiny(), str(path), 0)
+    with pytest.raises(ValueError, match=r"decode was given shape \(2, 3\) .* takes \[B, 4\]"):
+        generation_scores.generate(session, nets, jnp.zeros((2, 3)), jnp.zeros((2, 3)))
+    with pytest.raises(ValueError, match=r"encode was given shape \(2, 4\) .* takes \[B, 64\]"):
+        stages.encode(session.models["ae"], nets["ae"], jnp.zeros((2, 4)))

@@ -1,0 +1,231 @@
+"""A small network trained on what is known of the images, for a Fréchet distance in its features.
+
+Inception's features were learned on photographs and say little of digits or drawn scenes. These
+are learned on the data's own labels (cross-entropy) or true factors (regression). A distance in
+them is not FID, and numbers of two classifiers cannot be compared.
+
+Shapes: B batch, N examples, D pixels, F features.
+"""
+
+import functools
+import gzip
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from vaebal import data
+from vaebal.convnets import ConvEncoder, pyramid
+from vaebal.data import ImageSet
+from vaebal.errors import InputError
+from vaebal.nets import Activation, MLPEncoder, dense
+from vaebal.units import to_unit_pixels
+
+LABEL_FILES = {"train": "train-labels-idx1-ubyte.gz", "test": "t10k-labels-idx1-ubyte.gz"}
+
+
+class Targets(NamedTuple):
+    """What a classifier is trained to tell."""
+
+    kind: str  # "labels" or "factors"
+    train: np.ndarray  # [N] int32 labels, or [N, r] factors of mean 0 and variance 1
+    test: np.ndarray  # [M] or [M, r], on the training split's scale
+    outputs: int  # classes, or r
+
+
+class Classifier(nn.Module):
+    """A body, F features, and a linear layer on them.
+
+    Attributes:
+      body: x [B, D] -> ([B, F], unused), an encoder of `nets` or `convnets`.
+      outputs: classes, or factors.
+    """
+
+    body: nn.Module
+    outputs: int
+    activation: Activation
+
+    def setup(self):
+        self.last = dense(self.outputs, name="last")
+
+    def features(self, x: Array) -> Array:
+        """x [B, D] -> the penultimate layer [B, F], after its activation."""
+        return self.activation(self.body(x)[0])
+
+    def __call__(self, x: Array) -> Array:
+        """x [B, D] -> logits, or factors, [B, outputs]."""
+        return self.last(self.features(x))
+
+
+def build(
+    image_shape: tuple[int, int, int],
+    outputs: int,
+    *,
+    features: int,
+    width: int,
+    activation: Activation,
+) -> Classifier:
+    """Three layers of `width` below 32 pixels; above, convolutions from `width` channels on.
+
+    Raises:
+      ValueError: a side of 32 or more that is not 4 times a power of two, or no square.
+    """
+    if image_shape[0] < 32:
+        body = MLPEncoder(features, width, 3, activation)
+    else:
+        body = ConvEncoder(features, pyramid(image_shape, 4, width), 1, activation)
+    return Classifier(body, outputs, activation)
+
+
+def loss(model: Classifier, params: Any, x: Array, targets: Array) -> tuple[Array, dict]:
+    """Mean cross-entropy in nats of labels [B], or mean squared error of factors [B, r].
+
+    With the metric "wrong": the share of labels missed, or of the factors' variance.
+    """
+    outputs = model.apply({"params": params}, x)
+    if targets.ndim == 1:
+        value = optax.softmax_cross_entropy_with_integer_labels(outputs, targets).mean()
+        return value, {"wrong": (outputs.argmax(-1) != targets).mean()}
+    value = jnp.square(outputs - targets).mean()
+    return value, {"wrong": value}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(model: Classifier, params: Any, pixels: Array) -> tuple[Array, Array]:
+    x = to_unit_pixels(pixels)
+    return (
+        model.apply({"params": params}, x, method="features"),
+        model.apply({"params": params}, x),
+    )
+
+
+def features_and_outputs(
+    model: Classifier, params: Any, images: np.ndarray, block: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The penultimate features [N, F] and outputs of every uint8 image [N, D], each once.
+
+    Args:
+      block: images computed at a time.
+
+    Raises:
+      ValueError: images that are not uint8. Rounding is part of what is compared.
+    """
+    if images.dtype != np.uint8:
+        raise ValueError(f"images has type {images.dtype}; give uint8, as every set compared.")
+    parts = [
+        _apply(model, params, images[start : start + block])
+        for start in range(0, len(images), block)
+    ]
+    return tuple(
+        np.concatenate([np.asarray(part) for part in side]) for side in zip(*parts, strict=True)
+    )
+
+
+def wrong(outputs: np.ndarray, targets: np.ndarray) -> float:
+    """The share of labels [N] that outputs [N, classes] miss, or of the variance of factors."""
+    if targets.ndim == 1:
+        return float((outputs.argmax(-1) != targets).mean())
+    return float(np.square(outputs - targets).mean() / targets.var(0).mean())
+
+
+def targets_of(images: ImageSet, directory: str = "") -> Targets | None:
+    """What is known of `images`: true factors, else labels, else None.
+
+    Args:
+      images: a set as `data.load` or `data.manifold` returns it.
+      directory: the one that `data.load` was given.
+
+    Raises:
+      InputError: the labels of a set that has some are absent or damaged.
+    """
+    if images.train_factors is not None:
+        mean, std = images.train_factors.mean(0), images.train_factors.std(0)
+        standard = lambda factors: ((factors - mean) / std).astype(np.float32)  # noqa: E731
+        count = images.train_factors.shape[1]
+        return Targets(
+            "factors", standard(images.train_factors), standard(images.test_factors), count
+        )
+    if images.name == "digits":
+        from sklearn.datasets import load_digits
+
+        labels = load_digits().target.astype(np.int32)
+        is_test = np.arange(len(labels)) % 5 == 4  # the split of `data.load`
+        return Targets("labels", labels[~is_test], labels[is_test], 10)
+    if images.name not in data._IDX_SETS:
+        return None
+    splits = idx_labels(images.name, directory)
+    for split, pixels in (("train", images.train), ("test", images.test)):
+        if len(splits[split]) != len(pixels):
+            raise InputError(
+                f"data.name={images.name!r} has {len(pixels)} images and {len(splits[split])} "
+                f"labels in split {split!r}: its files are of two sets; copy them anew."
+            )
+    return Targets("labels", splits["train"], splits["test"], 10)
+
+
+def idx_labels(name: str, directory: str = "") -> dict[str, np.ndarray]:
+    """The labels [N] of both splits of a set published as IDX files, in the images' order.
+
+    Looked for where `data.load` looks for the images, checked by TFDS's checksums, downloaded
+    there if absent.
+
+    Raises:
+      InputError: damaged, or neither found nor downloaded; or the images were prepared by TFDS,
+        which shuffles them.
+    """
+    import tensorflow_datasets as tfds
+
+    root = Path(
+        directory
+        or os.environ.get("VAEBAL_DATA_DIR")
+        or os.environ.get("TFDS_DATA_DIR")
+        or "~/tensorflow_datasets"
+    ).expanduser()
+    if (root / name).is_dir() and any((root / name).rglob("*.array_record*")):
+        raise InputError(
+            f"data.name={name!r} was prepared by TFDS in data.dir={str(root)!r}, in another order "
+            "than the published labels: point data.dir at the published IDX files."
+        )
+    published = {
+        url.rsplit("/", 1)[1]: (url, info.checksum)
+        for url, info in getattr(tfds.image_classification, data._IDX_SETS[name]).url_infos.items()
+    }
+    manual = root / "downloads" / "manual"
+    labels = {}
+    for split, file in LABEL_FILES.items():
+        url, checksum = published[file]
+        found = [
+            path for folder in (root / name, manual / name, manual, root)
+            if (path := folder / file).is_file()
+        ]  # fmt: skip
+        path = found[0] if found else data._download(name, url, root / name / file, root)
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != checksum:
+            raise InputError(
+                f"{path} is damaged or is not {name}'s file: its sha256 is not the published "
+                f"{checksum}; delete it and run again, or copy it anew."
+            )
+        labels[split] = parse_idx_labels(gzip.decompress(content))
+    return labels
+
+
+def parse_idx_labels(content: bytes) -> np.ndarray:
+    """The bytes of an IDX1 file of unsigned bytes -> int32 [N].
+
+    Raises:
+      InputError: another magic number, or another length than the header promises.
+    """
+    header = np.frombuffer(content[:8], ">u4")
+    if len(header) != 2 or header[0] != 0x0801 or len(content) != 8 + header[1]:
+        raise InputError(
+            "An IDX label file must start with the bytes 00 00 08 01 and hold as many labels as "
+            "it says; this one does not."
+        )
+    return np.frombuffer(content, np.uint8, offset=8).astype(np.int32)

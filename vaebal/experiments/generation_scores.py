@@ -1,0 +1,366 @@
+"""What the generation experiment measures: every method's images, and their distances.
+
+Shapes: N test images used, M training images that all are compared with, K latents, D pixels.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from sklearn.metrics import pairwise_distances_argmin
+
+from vaebal import classifier, evaluation, inception, mmd, stages
+from vaebal.checkpoints import write_atomically
+from vaebal.data import ImageSet
+from vaebal.errors import InputError
+from vaebal.experiments.generation_stages import (
+    CLASSIFIER_SEED,
+    Session,
+    Stage,
+    method,
+    methods,
+    networks,
+)
+from vaebal.frechet import frechet_estimate
+from vaebal.models import prior_samples
+from vaebal.ndb import Bins, ndb_bins, ndb_compare
+from vaebal.streams import stream
+
+INTERPOLATIONS, POINTS = 4, 9  # pairs of test images, and images on the way
+
+
+def counts(config: Any, images: ImageSet) -> tuple[int, int]:
+    """Training images that all are compared with, and images of every set compared."""
+    reference = config.eval.reference_images or len(images.train)
+    samples = config.eval.samples or len(images.test)
+    return min(reference, len(images.train)), min(samples, len(images.test))
+
+
+def to_bytes(x: Array) -> Array:
+    """x -> uint8, as an image file would hold it: clipped to [0, 1], times 255, rounded."""
+    return jnp.round(jnp.clip(x, 0.0, 1.0) * 255).astype(jnp.uint8)
+
+
+def _in_blocks(function: Callable, arrays: Sequence[Any], block: int) -> Any:
+    """function(*arrays), arrays [N, ...] and results cut along N; NumPy arrays."""
+    size = len(arrays[0])
+    parts = []
+    for start in range(0, size, block):
+        piece = [np.asarray(array[start : start + block]) for array in arrays]
+        filled_by = min(block, size) - len(piece[0])
+        filled = [np.concatenate([part, np.repeat(part[:1], filled_by, 0)]) for part in piece]
+        got = jax.device_get(function(*filled))
+        parts.append(got if not filled_by else jax.tree.map(lambda a: a[: size % block], got))
+    return jax.tree.map(lambda *pieces: np.concatenate(pieces), *parts)
+
+
+def reconstruct(
+    session: Session, nets: dict[str, Any], x: Array, eps: Array
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """x [B, D] through every method, at posterior means.
+
+    Args:
+      eps: [2, B, K], for one draw from the posteriors.
+
+    Returns:
+      x_hat [B, D], and draws (VAE: of z, VAE+: of u) [B, K], by the tables' names.
+    """
+    models, config = session.models, session.config
+    raw, x_hat = stages.mean_path(models["ae"], nets["ae"], x)
+    codes = nets["scale"].standardise(raw)
+    pixels = stages.frozen_decoder(models["ae"], nets["ae"], nets["scale"])
+    images, latents = {"AE": x_hat}, {}
+    z, codes_hat = stages.mean_path(models["wae"], nets["wae"], codes)
+    images["WAE-MMD"], latents["WAE-MMD"] = pixels(codes_hat), z
+    for space in config.vae.spaces:
+        first, second = nets[f"vae_{space}"], nets[f"vae_plus_{space}"]
+        mean, log_var = stages.encode(models["vae"], first, codes)
+        u, z_hat = stages.mean_path(models["vae_plus"], second, mean)
+        images[method("VAE", space, config)] = pixels(stages.decode(models["vae"], first, mean))
+        images[method("VAE+", space, config)] = pixels(stages.decode(models["vae"], first, z_hat))
+        z = mean + jnp.exp(0.5 * log_var) * eps[0]
+        u, log_var = stages.encode(models["vae_plus"], second, z)
+        latents[method("VAE", space, config)] = z
+        latents[method("VAE+", space, config)] = u + jnp.exp(0.5 * log_var) * eps[1]
+    return images, latents
+
+
+def generate(session: Session, nets: dict[str, Any], u: Array, eps: Array) -> dict[str, Array]:
+    """Samples x [B, D] of every method from the same u [B, K] ~ N(0, I).
+
+    VAE and WAE-MMD decode u itself, VAE+ what its second stage makes of it, decoder noise
+    sqrt(gamma) eps [B, K] included. No noise is added to codes or pixels.
+    """
+    models, config = session.models, session.config
+    pixels = stages.frozen_decoder(models["ae"], nets["ae"], nets["scale"])
+    images = {"WAE-MMD": pixels(stages.decode(models["wae"], nets["wae"], u))}
+    for space in config.vae.spaces:
+        first = nets[f"vae_{space}"]
+        z = stages.sample_observed(models["vae_plus"], nets[f"vae_plus_{space}"], u, eps)
+        images[method("VAE", space, config)] = pixels(stages.decode(models["vae"], first, u))
+        images[method("VAE+", space, config)] = pixels(stages.decode(models["vae"], first, z))
+    return images
+
+
+def interpolate(session: Session, nets: dict[str, Any], x: Array) -> Array:
+    """x [2 P, D] in pairs -> P rows of POINTS images [P, POINTS, D], through the second stage.
+
+    Great circles between the posterior means u of each pair, decoded without noise.
+    """
+    models, space = session.models, session.config.vae.spaces[0]
+    first, second = nets[f"vae_{space}"], nets[f"vae_plus_{space}"]
+    codes = nets["scale"].standardise(stages.encode(models["ae"], nets["ae"], x)[0])
+    z = stages.encode(models["vae"], first, codes)[0]
+    u = stages.encode(models["vae_plus"], second, z)[0]
+    path = stages.great_circle(u[::2], u[1::2], POINTS)  # [POINTS, P, K]
+    z = stages.decode(models["vae_plus"], second, path.reshape(-1, path.shape[-1]))
+    pixels = stages.frozen_decoder(models["ae"], nets["ae"], nets["scale"])
+    images = pixels(stages.decode(models["vae"], first, z))
+    return images.reshape(*path.shape[:2], -1).swapaxes(0, 1)
+
+
+def _some(rows: np.ndarray, count: int, name: str) -> np.ndarray:
+    """`count` of the rows, drawn at random, as sets are often sorted; all in order if that many."""
+    if count == len(rows):
+        return rows
+    order = jax.random.permutation(stream(0, f"evaluation/{name}"), len(rows))
+    return rows[np.sort(np.asarray(order)[:count])]
+
+
+class Scorer:
+    """Every distance of a set of images from the training images; made when first asked."""
+
+    def __init__(self, session: Session):
+        self._session, self._config, self._images = session, session.config, session.images
+        self.size = counts(session.config, session.images)
+
+    def as_bytes(self, rows: np.ndarray) -> np.ndarray:
+        """Stored rows [N, ...] -> uint8 pixels [N, D]."""
+        decode = jax.jit(lambda rows: to_bytes(self._images.decode(rows)))
+        return _in_blocks(decode, [rows], self._config.eval.block)
+
+    @functools.cached_property
+    def reference(self) -> np.ndarray:
+        """The training images that all are compared with, uint8 [M, D]."""
+        return self.as_bytes(_some(self._images.train, self.size[0], "reference"))
+
+    @functools.cached_property
+    def stored(self) -> np.ndarray:
+        """The test images used, as they are stored."""
+        return _some(self._images.test, self.size[1], "test images")
+
+    @functools.cached_property
+    def test(self) -> np.ndarray:
+        """The same, uint8 [N, D]."""
+        return self.as_bytes(self.stored)
+
+    @functools.cached_property
+    def bins(self) -> dict[int, Bins]:
+        """NDB's bins by K."""
+        pixels = self.reference.astype(np.float32) / 255
+        settings = self._config.eval
+        return {k: ndb_bins(pixels, k, seed=0, whiten=settings.whiten) for k in settings.bins}
+
+    @functools.cached_property
+    def features(self) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+        """By the name of the distance, uint8 [N, D] -> features."""
+        session, block, found = self._session, self._config.eval.block, {}
+        if session.targets is not None:
+            params = session.params(Stage("classifier", CLASSIFIER_SEED))
+            model = session.models["classifier"]
+            found["fd"] = lambda images: classifier.features_and_outputs(
+                model, params, images, block
+            )[0]
+        if not self.without_fid:
+            weights = inception.load_params(self._config.eval.inception_weights)
+            shape = self._images.image_shape
+            found["fid"] = lambda images: inception.inception_features(
+                weights, images.reshape(-1, *shape), min(block, 50)
+            )
+        return found
+
+    @functools.cached_property
+    def without_fid(self) -> str:
+        """Why there is no FID; empty if there is."""
+        if not self._config.eval.fid:
+            return "not asked for (eval.fid)"
+        try:
+            inception.load_params(self._config.eval.inception_weights)
+        except InputError as error:
+            return str(error)
+        return ""
+
+    @functools.cached_property
+    def reference_features(self) -> dict[str, np.ndarray]:
+        """The reference's, by the name of the distance."""
+        return {name: features(self.reference) for name, features in self.features.items()}
+
+    def __call__(self, images: np.ndarray, prefix: str) -> dict[str, Any]:
+        """Every distance of uint8 images [N, D], names beginning with `prefix`."""
+        row = {}
+        for name, features in self.features.items():
+            got = frechet_estimate(
+                features(images), self.reference_features[name],
+                seed=0, parts=self._config.eval.parts,
+            )  # fmt: skip
+            row |= {
+                f"{prefix}{name}": got.value,
+                f"{prefix}{name}_se": got.error,
+                f"{prefix}{name}_extrapolated": got.extrapolated,
+                f"{prefix}{name}_warning": got.warning,
+            }
+        pixels = images.astype(np.float32) / 255
+        for k, bins in self.bins.items():
+            got = ndb_compare(bins, pixels)
+            row |= {f"{prefix}ndb_{k}": got.ndb, f"{prefix}js_{k}": got.js}
+        return row
+
+    @functools.cached_property
+    def reconstructed(self) -> Callable:
+        """(nets, stored rows, two [B, K] of noise) -> uint8 images, errors, draws of latents."""
+
+        def program(nets, rows, first, second):
+            x = self._images.decode(rows)
+            x_hat, z = reconstruct(self._session, nets, x, jnp.stack([first, second]))
+            errors = {name: jnp.square(x - each).sum(-1) for name, each in x_hat.items()}
+            return jax.tree.map(to_bytes, x_hat), errors, z
+
+        return jax.jit(program)
+
+    @functools.cached_property
+    def generated(self) -> Callable:
+        """(nets, u, eps) -> uint8 images."""
+        return jax.jit(lambda *args: jax.tree.map(to_bytes, generate(self._session, *args)))
+
+    @functools.cached_property
+    def interpolated(self) -> Callable:
+        """(nets, x) -> uint8 images."""
+        return jax.jit(lambda *args: to_bytes(interpolate(self._session, *args)))
+
+    def about(self) -> dict[str, Any]:
+        """What belongs to every row: counts, split, resize and rounding."""
+        classes = self._session.targets
+        about = {
+            "images": self.size[1],
+            "reference_images": self.size[0],
+            "reference_split": "train",
+            "rounding": "clipped to [0, 1], to uint8, half to even",
+            "whiten": self._config.eval.whiten,
+            "without_fid": self.without_fid,
+            "fid_protocol": "" if self.without_fid else inception.PROTOCOL,
+            "without_fd": "" if classes is not None else "the data has no labels or factors",
+        }
+        if classes is not None:
+            about |= {"fd_features": self._config.classifier.features, "fd_targets": classes.kind}
+        return about
+
+
+def _written(path: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    write_atomically(path, json.dumps(rows, indent=1) + "\n")
+    return json.loads(path.read_text())
+
+
+def evaluate_images(session: Session, scorer: Scorer) -> list[dict[str, Any]]:
+    """The rows that need no model: held-out images, and Downsample."""
+    path = session.path / "evaluation" / "images.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    test = scorer.test
+    halved = jax.jit(lambda x: to_bytes(stages.downsample(x / 255.0)))
+    shape = session.images.image_shape
+    down = _in_blocks(halved, [test.reshape(-1, *shape)], session.config.eval.block)
+    down = down.reshape(len(test), -1)
+    about = {"seed": None, **scorer.about()}
+    if session.targets is not None:
+        model = session.models["classifier"]
+        params = session.params(Stage("classifier", CLASSIFIER_SEED))
+        _, outputs = classifier.features_and_outputs(
+            model, params, session_test_bytes(session, scorer), session.config.eval.block
+        )
+        about["classifier_wrong"] = classifier.wrong(outputs, session.targets.test)
+    error = evaluation.mean_estimate(_squared(test, down))
+    return _written(
+        path,
+        [
+            {"method": "held-out images", **about, **scorer(test, "gen_")},
+            {
+                "method": "Downsample", **about,
+                "error": error.value, "error_se": error.error,
+                **scorer(down, "rec_"), **scorer(down, "gen_"),
+            },
+        ],
+    )  # fmt: skip
+
+
+def session_test_bytes(session: Session, scorer: Scorer) -> np.ndarray:
+    """All test images, uint8 [N, D]: the classifier's are not cut to eval.samples."""
+    if len(scorer.test) == len(session.images.test):
+        return scorer.test
+    return scorer.as_bytes(session.images.test)
+
+
+def _squared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Per-image squared error of uint8 images [N, D], in pixels on [0, 1]."""
+    return np.square((a.astype(np.float32) - b) / 255).sum(1)
+
+
+def pictures_path(session: Session, seed: int) -> Path:
+    return session.path / "evaluation" / f"seed{seed}.npz"
+
+
+def evaluate_pipeline(session: Session, scorer: Scorer, seed: int) -> list[dict[str, Any]]:
+    """A row for every method of one seed."""
+    path = session.path / "evaluation" / f"seed{seed}.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    config, images = session.config, session.images
+    nets, size, latents = networks(session, seed), scorer.size[1], config.ae.codes
+    stored = scorer.stored
+
+    def draw(name: str) -> np.ndarray:
+        return np.asarray(prior_samples(stream(seed, f"evaluation/{name}"), size, latents))
+
+    block = config.eval.block
+    recs, errors, z = _in_blocks(
+        functools.partial(scorer.reconstructed, nets), [stored, draw("z"), draw("u")], block
+    )
+    gens = _in_blocks(
+        functools.partial(scorer.generated, nets), [draw("prior"), draw("decoder noise")], block
+    )
+    rows = []
+    for name in methods(config):
+        error = evaluation.mean_estimate(errors[name])
+        row = {"method": name, "seed": seed, **scorer.about()}
+        row |= {"error": error.value, "error_se": error.error, **scorer(recs[name], "rec_")}
+        if name in gens:
+            row |= scorer(gens[name], "gen_")
+            got = mmd.imq_mmd2_to_normal(jnp.asarray(z[name]))
+            row |= {"mmd": float(got.value), "mmd_se": float(got.error)}
+        rows.append(row)
+    many = config.eval.pictures
+    pictures = {"images": scorer.test[:many]}
+    for kind, sets in (("rec", recs), ("gen", gens)):
+        pictures |= {f"{kind} {n}": sets[n][:many] for n in methods(config) if n in sets}
+    pixels = scorer.reference.astype(np.float32)
+    for name in ("VAE", "VAE+"):
+        nearest = pairwise_distances_argmin(gens[name][:many].astype(np.float32), pixels)
+        pictures[f"nearest {name}"] = scorer.reference[nearest]
+    pairs = images.decode(jnp.asarray(stored[: 2 * INTERPOLATIONS]))
+    pictures["ends"] = scorer.test[: 2 * INTERPOLATIONS]
+    pictures["interpolations"] = np.asarray(scorer.interpolated(nets, pairs))
+    bins = scorer.bins[min(config.eval.bins)]
+    pictures["centres"] = bins.centres
+    for name in ("held-out images", *methods(config)[1:]):
+        got = ndb_compare(bins, gens.get(name, scorer.test).astype(np.float32) / 255)
+        pictures["bins train"] = got.train
+        pictures[f"bins {name}"] = got.query
+        pictures[f"different {name}"] = got.different
+    pictures_path(session, seed).parent.mkdir(parents=True, exist_ok=True)
+    np.savez(pictures_path(session, seed), **pictures)
+    return _written(path, rows)
