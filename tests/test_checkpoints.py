@@ -1,5 +1,6 @@
 """What a workdir and its checkpoints promise: whole or refused, never half and never silently."""
 
+import gc
 import json
 import os
 import subprocess
@@ -27,8 +28,16 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine .* was never awaited"
 )
 
+
 ROOT = Path(__file__).parent.parent
 CONFIG = {"name": "a", "train": {"epochs": 3, "seeds": (0, 1)}}
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind():
+    """It says so here, and not in the middle of another file's tests."""
+    yield
+    gc.collect()
 
 
 def state(epoch: int):
