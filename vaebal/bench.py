@@ -34,7 +34,7 @@ from vaebal.checkpoints import write_atomically
 from vaebal.data import ImageSet, steps_per_epoch
 from vaebal.errors import InputError
 from vaebal.evaluation import importance_weighted_nll
-from vaebal.experiments import kappa_sweep
+from vaebal.experiments import checks, kappa_sweep
 from vaebal.models import GaussianVAE
 from vaebal.nets import ACTIVATIONS
 from vaebal.report import markdown_table
@@ -377,7 +377,7 @@ def run(
     configs = [_with_batch_size(config, batch_size) for batch_size in batch_sizes]
     for each in configs:  # before anything is measured
         kappa_sweep.check(each)
-        kappa_sweep.check_against_data(each, data)
+        checks.batch_size(each, data)
     machine, others = describe_machine(), watch_others()
     timing = functools.partial(take_turns, repeats=repeats, window=window)
     with torch_at_its_best() if with_torch else contextlib.nullcontext() as torch:

@@ -8,10 +8,6 @@ Shapes: B batch, N examples, D pixels, F features.
 """
 
 import functools
-import gzip
-import hashlib
-import os
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -180,40 +176,16 @@ def idx_labels(name: str, directory: str = "") -> dict[str, np.ndarray]:
       InputError: damaged, or neither found nor downloaded; or the images were prepared by TFDS,
         which shuffles them.
     """
-    import tensorflow_datasets as tfds
-
-    root = Path(
-        directory
-        or os.environ.get("VAEBAL_DATA_DIR")
-        or os.environ.get("TFDS_DATA_DIR")
-        or "~/tensorflow_datasets"
-    ).expanduser()
-    if (root / name).is_dir() and any((root / name).rglob("*.array_record*")):
+    root = data.data_root(directory)
+    if data.is_prepared(name, root):
         raise InputError(
             f"data.name={name!r} was prepared by TFDS in data.dir={str(root)!r}, in another order "
             "than the published labels: point data.dir at the published IDX files."
         )
-    published = {
-        url.rsplit("/", 1)[1]: (url, info.checksum)
-        for url, info in getattr(tfds.image_classification, data._IDX_SETS[name]).url_infos.items()
+    return {
+        split: parse_idx_labels(data.idx_content(name, file, root))
+        for split, file in LABEL_FILES.items()
     }
-    manual = root / "downloads" / "manual"
-    labels = {}
-    for split, file in LABEL_FILES.items():
-        url, checksum = published[file]
-        found = [
-            path for folder in (root / name, manual / name, manual, root)
-            if (path := folder / file).is_file()
-        ]  # fmt: skip
-        path = found[0] if found else data._download(name, url, root / name / file, root)
-        content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != checksum:
-            raise InputError(
-                f"{path} is damaged or is not {name}'s file: its sha256 is not the published "
-                f"{checksum}; delete it and run again, or copy it anew."
-            )
-        labels[split] = parse_idx_labels(gzip.decompress(content))
-    return labels
 
 
 def parse_idx_labels(content: bytes) -> np.ndarray:

@@ -198,12 +198,7 @@ def load(
     """
     if name == "digits":
         return check_pixels(_digits())
-    root = Path(
-        directory
-        or os.environ.get("VAEBAL_DATA_DIR")
-        or os.environ.get("TFDS_DATA_DIR")
-        or "~/tensorflow_datasets"
-    ).expanduser()
+    root = data_root(directory)
     if name in ("celeb_a", "folder"):
         splits = (
             photos.celeba(root, resolution)
@@ -211,7 +206,7 @@ def load(
             else photos.folder(Path(folder).expanduser(), resolution, root, bad=bad)
         ).splits
         return ImageSet(name, splits["train"], splits["test"], (resolution, resolution, 3))
-    if (root / name).is_dir() and any((root / name).rglob("*.array_record*")):
+    if is_prepared(name, root):
         return check_pixels(_tfds(name, root))
     if name in _IDX_SETS:
         return check_pixels(_idx(name, root))
@@ -257,27 +252,51 @@ _IDX_SETS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIS
 _IDX_FILES = {"train": "train-images-idx3-ubyte.gz", "test": "t10k-images-idx3-ubyte.gz"}
 
 
-def _idx(name: str, root: Path) -> ImageSet:
+def data_root(directory: str = "") -> Path:
+    """`directory`, else $VAEBAL_DATA_DIR, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    return Path(
+        directory
+        or os.environ.get("VAEBAL_DATA_DIR")
+        or os.environ.get("TFDS_DATA_DIR")
+        or "~/tensorflow_datasets"
+    ).expanduser()
+
+
+def is_prepared(name: str, root: Path) -> bool:
+    """Whether TFDS has prepared the set `name` in `root` as array_record."""
+    return (root / name).is_dir() and any((root / name).rglob("*.array_record*"))
+
+
+def idx_content(name: str, file: str, root: Path) -> bytes:
+    """The bytes of a published IDX file of the set `name`, found in `root` or downloaded there.
+
+    Raises:
+      InputError: damaged, or neither found nor downloaded.
+    """
     import tensorflow_datasets as tfds
 
     published = {
         url.rsplit("/", 1)[1]: (url, info.checksum)
         for url, info in getattr(tfds.image_classification, _IDX_SETS[name]).url_infos.items()
     }
-    splits = {}
-    for split, file in _IDX_FILES.items():
-        url, checksum = published[file]
-        # A folder named after the set comes first: the sets' files share their names.
-        folders = (root / name, root / "downloads" / "manual" / name, root / "downloads" / "manual")
-        found = [path for folder in (*folders, root) if (path := folder / file).is_file()]
-        path = found[0] if found else _download(name, url, root / name / file, root)
-        content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != checksum:
-            raise InputError(
-                f"{path} is damaged or is not {name}'s file: its sha256 is not the published "
-                f"{checksum}; delete it and run again, or copy it anew."
-            )
-        splits[split] = parse_idx_images(gzip.decompress(content))
+    url, checksum = published[file]
+    # A folder named after the set comes first: the sets' files share their names.
+    folders = (root / name, root / "downloads" / "manual" / name, root / "downloads" / "manual")
+    found = [path for folder in (*folders, root) if (path := folder / file).is_file()]
+    path = found[0] if found else _download(name, url, root / name / file, root)
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != checksum:
+        raise InputError(
+            f"{path} is damaged or is not {name}'s file: its sha256 is not the published "
+            f"{checksum}; delete it and run again, or copy it anew."
+        )
+    return gzip.decompress(content)
+
+
+def _idx(name: str, root: Path) -> ImageSet:
+    splits = {
+        split: parse_idx_images(idx_content(name, file, root)) for split, file in _IDX_FILES.items()
+    }
     height, width = splits["train"].shape[1:]
     flat = {split: pixels.reshape(len(pixels), -1) for split, pixels in splits.items()}
     return ImageSet(name, flat["train"], flat["test"], (height, width, 1))

@@ -28,8 +28,6 @@ from vaebal.objectives import gaussian_vae_terms
 from vaebal.streams import stream
 from vaebal.units import to_unit_pixels
 
-GAMMA_RULES = ("closed_form", "adaptive", "adam", "fixed")
-
 # The residual's leading direction moves by this share, and its variance is averaged over as
 # many steps as its inverse.
 RESIDUAL_SHARE = 0.1
@@ -95,7 +93,7 @@ class Optimisation(NamedTuple):
     warmup_steps: int
     total_steps: int
     clip_norm: float  # of gamma times the gradient, see `train_step`
-    gamma_rule: str
+    gamma_rule: str  # "closed_form", "adaptive", "adam" or "fixed"
     release: tuple[float, float] = (0.6, 0.8)  # "adaptive": when the guard goes, shares of steps
     slowest: float = 0.0  # "adaptive": nats of log gamma a step that it falls even when guarded
 

@@ -4,6 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+
+from vaebal.data import ImageSet
 from vaebal.errors import InputError
 
 
@@ -43,3 +46,24 @@ def distinct(config: Any, field: str) -> Sequence[Any]:
     if not values or len(set(values)) < len(values):
         raise InputError(f"{field}={tuple(values)!r} must list at least one value, none twice.")
     return values
+
+
+def seeds(config: Any) -> None:
+    """train.seeds are distinct integers that random streams take."""
+    for seed in distinct(config, "train.seeds"):
+        if type(seed) is not int or not 0 <= seed < 2**31:
+            raise InputError(f"train.seeds={config.train.seeds!r} must be integers in [0, 2^31).")
+
+
+def batch_size(config: Any, images: ImageSet) -> None:
+    """train.batch_size fits the training images and is shared evenly by the devices."""
+    if config.train.batch_size > len(images.train):
+        raise InputError(
+            f"train.batch_size={config.train.batch_size} is larger than the {len(images.train)} "
+            f"training images of {images.name!r}: lower it."
+        )
+    if config.train.batch_size % jax.device_count():
+        raise InputError(
+            f"train.batch_size={config.train.batch_size} must be a multiple of the "
+            f"{jax.device_count()} devices that share it."
+        )

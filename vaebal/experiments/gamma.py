@@ -10,9 +10,8 @@ import functools
 import itertools
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -127,9 +126,7 @@ def check(config: Any) -> None:
                     f"data.ranks={tuple(config.data.ranks)!r} must be integers in 1..12."
                 )
         checks.positive_integers(config, "data.train_size", "data.test_size")
-    for seed in checks.distinct(config, "train.seeds"):
-        if type(seed) is not int or not 0 <= seed < 2**31:
-            raise InputError(f"train.seeds={config.train.seeds!r} must be integers in [0, 2^31).")
+    checks.seeds(config)
     checks.positive_integers(
         config,
         *("data.resolution", "model.latents", "model.width", "model.blocks", "model.patch"),
@@ -166,16 +163,7 @@ def open_data(config: Any, rank: int) -> ImageSet:
 
 def check_against_data(config: Any, images: ImageSet) -> None:
     """Raises InputError where the config does not fit the data or the devices."""
-    if config.train.batch_size > len(images.train):
-        raise InputError(
-            f"train.batch_size={config.train.batch_size} is larger than the {len(images.train)} "
-            f"training images of {images.name!r}: lower it."
-        )
-    if config.train.batch_size % jax.device_count():
-        raise InputError(
-            f"train.batch_size={config.train.batch_size} must be a multiple of the "
-            f"{jax.device_count()} devices that share it."
-        )
+    checks.batch_size(config, images)
     try:
         build_model(config, images.image_shape)
     except ValueError as error:
@@ -230,11 +218,9 @@ def largest_variance(images: ImageSet, *, rows: int = 4096, steps: int = 50) -> 
 class Session:
     """What the runs of one workdir share: the path, the data by r, and compiled programs."""
 
-    def __init__(
-        self, config: Any, path: Path, opened: Mapping[int, ImageSet] = MappingProxyType({})
-    ):
+    def __init__(self, config: Any, path: Path, opened: dict[int, ImageSet] | None = None):
         """`opened`: images by r that are loaded already."""
-        self.config, self.path, self._opened = config, path, dict(opened)
+        self.config, self.path, self._opened = config, path, opened or {}
         self._data: tuple[int, ImageSet, float] | None = None
         self._programs: dict[tuple, Trainer | StreamingTrainer] = {}
 

@@ -36,9 +36,7 @@ NETWORKS = ("mlp", "conv")
 
 def check(config: Any) -> None:
     """Raises InputError for the first field that cannot be meant."""
-    for seed in checks.distinct(config, "train.seeds"):
-        if not isinstance(seed, int) or not 0 <= seed < 2**31:
-            raise InputError(f"train.seeds={config.train.seeds!r} must be integers in [0, 2^31).")
+    checks.seeds(config)
     for space in checks.distinct(config, "vae.spaces"):
         if space not in SPACES:
             raise InputError(f"vae.spaces={config.vae.spaces!r} must be among {SPACES!r}.")

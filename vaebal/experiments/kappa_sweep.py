@@ -55,9 +55,7 @@ def check(config: Any) -> None:
     for skips in checks.distinct(config, "model.skips"):
         if skips not in SKIPS:
             raise InputError(f"model.skips={config.model.skips!r} must be among {SKIPS!r}.")
-    for seed in checks.distinct(config, "train.seeds"):
-        if not isinstance(seed, int) or not 0 <= seed < 2**31:
-            raise InputError(f"train.seeds={config.train.seeds!r} must be integers in [0, 2^31).")
+    checks.seeds(config)
     checks.positive_integers(
         config,
         *("eval.pictures", "model.width", "model.decoder_blocks"),
@@ -77,20 +75,6 @@ def check(config: Any) -> None:
     checks.one_of(config, "train.stack", ("auto", "all", "none"))
     if config.train.gamma_rule != "fixed":
         checks.positive_numbers(config, "train.gamma_rate")
-
-
-def check_against_data(config: Any, images: ImageSet) -> None:
-    """Raises InputError where the config does not fit the data or the devices."""
-    if config.train.batch_size > len(images.train):
-        raise InputError(
-            f"train.batch_size={config.train.batch_size} is larger than the {len(images.train)} "
-            f"training images of {images.name!r}: lower it."
-        )
-    if config.train.batch_size % jax.device_count():
-        raise InputError(
-            f"train.batch_size={config.train.batch_size} must be a multiple of the "
-            f"{jax.device_count()} devices that share it."
-        )
 
 
 def build_model(config: Any, dim: int, latents: int, skips: str) -> GaussianVAE:
@@ -149,7 +133,7 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
     """Trains, evaluates and reports every cell; what `workdir` holds already is not done again."""
     check(config)
     images = load(config.data.name, config.data.dir)
-    check_against_data(config, images)
+    checks.batch_size(config, images)
     # After all that can be refused: a workdir holds no config that never ran.
     path = open_workdir(workdir, config.to_dict())
     groups = stacks(config, images.dim)

@@ -72,9 +72,7 @@ def check(config: Any) -> None:
                     f"{field}={config[group][name]!r} must be among {', '.join(choices)}."
                 )
     checks.one_of(config, "model.activation", tuple(ACTIVATIONS))
-    for seed in checks.distinct(config, "train.seeds"):
-        if not isinstance(seed, int) or not 0 <= seed < 2**31:
-            raise InputError(f"train.seeds={config.train.seeds!r} must be integers in [0, 2^31).")
+    checks.seeds(config)
     rank = len(config.data.variances)
     if list(config.data.variances) != sorted(config.data.variances, reverse=True):
         raise InputError(f"data.variances={config.data.variances!r} must fall.")
