@@ -21,14 +21,22 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 
 def end_of(workdir: Path) -> dict[str, Any]:
-    """All rows without their times, and the fingerprints of all newest checkpoints."""
+    """All rows without their times, all arrays, the fingerprints of all newest checkpoints."""
     end = {}
-    for file in workdir.rglob("rows.json"):
+    for file in (*workdir.glob("*.json"), *workdir.rglob("row*.json")):
         rows = json.loads(file.read_text())
-        timeless = [{k: v for k, v in row.items() if not k.endswith("seconds")} for row in rows]
+        timeless = [
+            {k: v for k, v in row.items() if not k.endswith("seconds")}
+            for row in (rows if isinstance(rows, list) else [rows])
+        ]
         end[str(file.relative_to(workdir))] = timeless
+    for file in workdir.rglob("*.npz"):
+        with np.load(file) as arrays:
+            end[str(file.relative_to(workdir))] = {k: a.tobytes() for k, a in arrays.items()}
     for directory in workdir.rglob("checkpoints/**/"):
         epochs = [int(path.name) for path in directory.iterdir() if path.name.isdigit()]
         if epochs:
@@ -81,8 +89,14 @@ def stress(command: list[str], kills: int, directory: Path, seed: int = 0) -> in
         took = run(command, directory / str(ends), moment)
         if took is None:
             killed += 1
-            kept = len(list((directory / str(ends)).glob("checkpoints/**/_CHECKPOINT_METADATA")))
-            print(f"kill {killed} of {kills} at {moment:.1f} s: {kept} checkpoints", flush=True)
+            left = directory / str(ends)
+            kept = len(list(left.rglob("_CHECKPOINT_METADATA")))
+            finished = len(list(left.rglob("row.json"))) + len(list(left.rglob("evaluation/*")))
+            print(
+                f"kill {killed} of {kills} at {moment:.1f} s: {kept} checkpoints, "
+                f"{finished} results",
+                flush=True,
+            )
             continue
         assert end_of(directory / str(ends)) == expected, f"{directory / str(ends)} differs."
         if fresh:  # it found its programs compiled, as those to come will

@@ -2,18 +2,20 @@
 
 import contextlib
 import fcntl
+import io
 import json
 import logging
 import os
 import re
 import socket
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax import Array
@@ -52,8 +54,7 @@ def open_workdir(workdir: str, config: dict[str, Any]) -> Path:
     Raises:
       InputError: the directory cannot be written, is in use, or holds another config's run.
     """
-    remote = "://" in workdir
-    path = epath.Path(workdir) if remote else Path(workdir).expanduser().resolve()
+    path = workdir_path(workdir)
     # Through JSON and back, so that tuples and lists compare alike.
     config = json.loads(json.dumps(config))
     refusal = None
@@ -71,6 +72,11 @@ def open_workdir(workdir: str, config: dict[str, Any]) -> Path:
     if agreed(refusal is not None):
         raise refusal or InputError(f"--workdir={workdir} was refused to the first process.")
     return path
+
+
+def workdir_path(workdir: str) -> Path:
+    """The absolute path of a run; an `epath.Path` if it has a scheme, as gs://bucket/run has."""
+    return epath.Path(workdir) if "://" in workdir else Path(workdir).expanduser().resolve()
 
 
 def _open(path: Path, config: dict[str, Any]) -> None:
@@ -139,21 +145,37 @@ def _require_same(held: dict[str, Any], config: dict[str, Any], path: Path) -> N
             )
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes `text` so that `path` is always either the old file or the whole new one."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes `content` so that `path` is always either the old file or the whole new one."""
+    content = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not isinstance(path, Path):  # an object in a bucket appears whole, or not at all
+        path.write_bytes(content)
+        return
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with partial.open("w") as file:
-            file.write(text)
-            if isinstance(path, Path):
-                # Else the name could outlive the text when a machine goes down.
-                file.flush()
-                os.fsync(file.fileno())
+        with partial.open("wb") as file:
+            file.write(content)
+            # Else the name could outlive the content when a machine goes down.
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(path)
     except OSError:
         partial.unlink(missing_ok=True)
         raise
+
+
+def save_arrays(path: Path, **arrays: Any) -> None:
+    """Writes arrays by name into an .npz file, atomically; `path` may be remote."""
+    octets = io.BytesIO()
+    np.savez(octets, **arrays)
+    write_atomically(path, octets.getvalue())
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """What `save_arrays` wrote."""
+    with np.load(io.BytesIO(path.read_bytes())) as arrays:
+        return dict(arrays)
 
 
 @jax.jit
@@ -181,10 +203,11 @@ class Checkpoints(contextlib.AbstractContextManager):
     Steps are counted in epochs. A killed or failed save leaves those before it intact.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, before_save: Callable[[], None] = lambda: None):
+        """`before_save` writes what must be there wherever a run goes on from a checkpoint."""
         # Orbax logs every save, and every failure with its traceback; here failures are raised.
         logging.getLogger("absl").addFilter(_not_from_orbax)
-        self.directory = directory
+        self.directory, self._before_save = directory, before_save
         self._manager = ocp.CheckpointManager(
             directory,
             # Named at once, so that a checkpoint's metadata can be read before its state.
@@ -213,6 +236,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         Raises:
           CheckpointError: this save, or the one before it, cannot be written.
         """
+        self._before_save()
         # Orbax and what is below it check metadata and lengths, but not the values.
         marks = jax.device_get(fingerprint(state)).tolist()
         with self._writing():

@@ -1,24 +1,75 @@
 """What a user sees while members train: one bar, and TensorBoard scalars per member."""
 
 import contextlib
+import logging
+import os
+import socket
+import struct
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import masked_crc32c
 
 from vaebal.devices import is_writer
 from vaebal.training import EpochMetrics
+
+log = logging.getLogger(__name__)
 
 Report = Callable[[int, int, EpochMetrics, float], None]  # see `training.fit`
 
 # Without a terminal, a line this often instead of a bar.
 SECONDS_BETWEEN_LINES = 30
+SECONDS_BETWEEN_WRITES = 10  # of scalars; a bucket takes a file only as a whole
+
+
+class Scalars:
+    """One member's scalars, in a file of events for TensorBoard.
+
+    The caller's thread writes it: tensorboardX's own writer has a thread for it, and when a full
+    disk has killed that one, it waits for it for ever.
+    """
+
+    def __init__(self, directory: Path):
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+        self._file, self._octets, self._written = directory / name, bytearray(), 0
+        self._add(Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Takes the values of a step, those that are finite, to be written by `write`."""
+        named = [
+            Summary.Value(tag=name, simple_value=value)
+            for name, value in values.items()
+            if np.isfinite(value)
+        ]
+        self._add(Event(wall_time=time.time(), step=step, summary=Summary(value=named)))
+
+    def _add(self, event: Event) -> None:
+        data = event.SerializeToString()
+        for part in (struct.pack("<Q", len(data)), data):
+            self._octets += part + struct.pack("<I", masked_crc32c(part))
+
+    def write(self) -> None:
+        """Brings the file up to date; after a failure it can be tried again.
+
+        Raises:
+          OSError: it cannot be written (in a bucket also what that raises).
+        """
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        if not isinstance(self._file, Path):
+            self._file.write_bytes(bytes(self._octets))
+        else:
+            with self._file.open("ab") as file:
+                file.truncate(self._written)  # without the half record of a failure
+                file.write(self._octets[self._written :])
+        self._written = len(self._octets)
 
 
 class Progress(contextlib.AbstractContextManager):
@@ -36,7 +87,8 @@ class Progress(contextlib.AbstractContextManager):
             disable=not self._terminal,
         )
         self._task = None
-        self._writers: list[SummaryWriter] = []
+        self._scalars: list[Scalars] = []
+        self._told = False  # that there are no scalars
 
     def __enter__(self) -> "Progress":
         self._bar.start()
@@ -61,10 +113,8 @@ class Progress(contextlib.AbstractContextManager):
         )
         self._members = len(members)
         # Of several processes of one run the first alone writes.
-        self._writers = [
-            SummaryWriter(str(self._directory / member)) for member in members if is_writer()
-        ]
-        self._begun = self._last_line = time.perf_counter()
+        self._scalars = [Scalars(self._directory / member) for member in members if is_writer()]
+        self._begun = self._last_line = self._last_write = time.perf_counter()
         self._epochs, self._text = epochs, ""
 
     def reporter(self, images_per_epoch: int) -> Report:
@@ -72,18 +122,36 @@ class Progress(contextlib.AbstractContextManager):
 
         def report(epoch: int, epochs: int, metrics: EpochMetrics, seconds: float) -> None:
             rate = images_per_epoch * epochs * self._members / seconds
-            text = self._text = f"{describe(metrics)}  {rate:,.0f} images/s"
-            self._bar.update(self._task, completed=epoch, text=text)
-            for index, writer in enumerate(self._writers):
-                for name, values in metrics._asdict().items():
-                    if name != "first_bad_step" and np.isfinite(values[index]):
-                        writer.add_scalar(name, float(values[index]), epoch)
-            now = time.perf_counter()
-            if not self._terminal and now - self._last_line > SECONDS_BETWEEN_LINES:
-                self._last_line = now
-                self._say(f"{self._name}  epoch {epoch}/{self._epochs}  {text}")
+            self._text = f"{describe(metrics)}  {rate:,.0f} images/s"
+            values = metrics._asdict()
+            del values["first_bad_step"]
+            members = range(self._members)
+            self._show(epoch, [{name: float(v[m]) for name, v in values.items()} for m in members])
 
         return report
+
+    def _show(self, epoch: int, values: Sequence[Mapping[str, float]]) -> None:
+        """The state after `epoch`, and its scalars by member."""
+        self._bar.update(self._task, completed=epoch, text=self._text)
+        for scalars, member in zip(self._scalars, values, strict=False):
+            scalars.add(epoch, member)
+        now = time.perf_counter()
+        if now - self._last_write > SECONDS_BETWEEN_WRITES:
+            self._last_write = now
+            self._write_scalars()
+        if not self._terminal and now - self._last_line > SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            self._say(f"{self._name}  epoch {epoch}/{self._epochs}  {self._text}")
+
+    def _write_scalars(self) -> None:
+        """A run does not end for want of scalars; if a disk is full, its checkpoints tell."""
+        try:
+            for scalars in self._scalars:
+                scalars.write()
+        except Exception as error:  # of any type: buckets have their own
+            if not self._told:
+                log.warning("TensorBoard's scalars cannot be written now (%s).", error)
+            self._told = True
 
     def note(self, text: str) -> None:
         """What is being done now, beside the bar."""
@@ -97,10 +165,9 @@ class Progress(contextlib.AbstractContextManager):
         self.finish()
 
     def finish(self) -> None:
-        """Puts the bar and the writers away, also after an error."""
-        for writer in self._writers:
-            writer.close()
-        self._writers = []
+        """Puts the bar and the scalars away, also after an error."""
+        self._write_scalars()
+        self._scalars = []
         if self._task is not None:
             self._bar.remove_task(self._task)
             self._task = None

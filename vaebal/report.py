@@ -127,11 +127,10 @@ def print_table(
 def save_figure(draw: Callable[[], plt.Figure], path: Path) -> None:
     """Draws under the house style and saves atomically."""
     with plt.rc_context(STYLE):
-        figure = draw()
-        partial = path.with_name(f"{path.stem}.part{path.suffix}")
-        figure.savefig(partial)
+        figure, octets = draw(), io.BytesIO()
+        figure.savefig(octets, format=path.suffix[1:])
         plt.close(figure)
-    partial.replace(path)
+    write_atomically(path, octets.getvalue())
 
 
 def image_grid(

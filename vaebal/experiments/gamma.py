@@ -19,7 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from vaebal import devices, evaluation, mmd
-from vaebal.checkpoints import Checkpoints, open_workdir, write_atomically
+from vaebal.checkpoints import (
+    Checkpoints,
+    load_arrays,
+    open_workdir,
+    save_arrays,
+    write_atomically,
+)
 from vaebal.data import MANIFOLDS, Decode, ImageSet, load, manifold, mean_image, steps_per_epoch
 from vaebal.errors import InputError
 from vaebal.experiments import checks, gamma_report
@@ -288,10 +294,9 @@ class Session:
         return (self.folder(run) / "row.json").exists()
 
     def history(self, run: Run) -> list[dict[str, float]]:
-        """Metrics at every chunk's end; of an epoch trained twice, after a kill, the last."""
-        lines = (self.folder(run) / "history.jsonl").read_text().splitlines()
-        entries = {entry["epoch"]: entry for entry in map(json.loads, lines)}
-        return [entries[epoch] for epoch in sorted(entries)]
+        """Metrics at every chunk's end, up to the last checkpoint."""
+        file = self.folder(run) / "history.jsonl"
+        return list(map(json.loads, file.read_text().splitlines())) if file.exists() else []
 
 
 def run(config: Any, workdir: str) -> list[dict[str, Any]]:
@@ -328,7 +333,7 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
         path,
         rows,
         {each: session.history(each) for each in runs},
-        {each: dict(np.load(session.folder(each) / "pictures.npz")) for each in runs},
+        {each: load_arrays(session.folder(each) / "pictures.npz") for each in runs},
         images,
     )
     return rows
@@ -346,18 +351,23 @@ def _train(session: Session, runs: Sequence[Run], arm: Arm, progress: Progress) 
     trainer, (images, _) = session.trainer(runs, arm), session.data(runs[0].rank)
     steps = steps_per_epoch(len(images.train), config.train.batch_size)
     bar = progress.reporter(steps * config.train.batch_size)
-    for run in runs:
-        session.folder(run).mkdir(parents=True, exist_ok=True)
+    # By epoch, as a killed run may have written more than it goes on from.
+    lines = {run: {e["epoch"]: json.dumps(e) for e in session.history(run)} for run in runs}
 
     def report(epoch, epochs, metrics, seconds):
         for index, run in enumerate(runs if devices.is_writer() else ()):
             entry = {"epoch": epoch, "step": epoch * steps}
             entry |= {field: float(value[index]) for field, value in metrics._asdict().items()}
-            with (session.folder(run) / "history.jsonl").open("a") as file:
-                file.write(json.dumps(entry) + "\n")
+            lines[run][epoch] = json.dumps(entry)
         bar(epoch, epochs, metrics, seconds)
 
-    with Checkpoints(session.path / "checkpoints" / name) as checkpoints:
+    def write_histories():
+        for run in runs if devices.is_writer() else ():
+            # Whole: a full disk would leave half a line, and buckets let nothing be appended.
+            text = "\n".join(lines[run].values()) + "\n"
+            write_atomically(session.folder(run) / "history.jsonl", text)
+
+    with Checkpoints(session.path / "checkpoints" / name, write_histories) as checkpoints:
         state = fit(
             trainer,
             epochs=config.train.epochs,
@@ -388,7 +398,7 @@ def _train(session: Session, runs: Sequence[Run], arm: Arm, progress: Progress) 
             "train_seconds": seconds,
         }
         pictures = draw_pictures(config, model, params, run.seed, images)
-        np.savez(session.folder(run) / "pictures.npz", **pictures)
+        save_arrays(session.folder(run) / "pictures.npz", **pictures)
         # The row last: its presence says that the run is finished.
         write_atomically(session.folder(run) / "row.json", json.dumps(row, indent=1) + "\n")
     progress.done()

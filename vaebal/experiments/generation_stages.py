@@ -8,7 +8,6 @@ and row.json written last, which says that it is finished and is never made agai
 import dataclasses
 import functools
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,13 +137,7 @@ class StageProgress(Progress):
             self._text = "  ".join(
                 f"{text} {metrics[name]:.3g}" for name, text in names.items() if name in metrics
             )
-            self._bar.update(self._task, completed=epoch, text=self._text)
-            for name, value in metrics.items():
-                self._writers[0].add_scalar(name, value, epoch)
-            now = time.perf_counter()
-            if not self._terminal and now - self._last_line > 30:
-                self._last_line = now
-                self._say(f"{self._name}  epoch {epoch}/{self._epochs}  {self._text}")
+            self._show(epoch, [metrics])
 
         return report
 

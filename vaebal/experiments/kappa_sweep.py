@@ -12,7 +12,14 @@ import jax
 import numpy as np
 
 from vaebal import devices, evaluation
-from vaebal.checkpoints import Checkpoints, open_workdir, write_atomically
+from vaebal.checkpoints import (
+    Checkpoints,
+    load_arrays,
+    open_workdir,
+    save_arrays,
+    workdir_path,
+    write_atomically,
+)
 from vaebal.data import ImageSet, load, steps_per_epoch
 from vaebal.errors import InputError
 from vaebal.experiments import checks, kappa_report
@@ -155,7 +162,7 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
     rows = [json.loads(_row_path(path, cell).read_text()) for cell in cells]
     if not devices.is_writer():
         return rows
-    pictures = {cell: dict(np.load(_pictures_path(path, cell))) for cell in cells}
+    pictures = {cell: load_arrays(_pictures_path(path, cell)) for cell in cells}
     kappa_report.write(config, path, rows, pictures, images)
     return rows
 
@@ -220,9 +227,8 @@ def _run_stack(
             "train_seconds": seconds / len(cells),
             "data": images.name,
         }
-        pictures = _pictures_path(path, cell)
-        pictures.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(pictures, **draw_pictures(config, model, params, cell, test))
+        pictures = draw_pictures(config, model, params, cell, test)
+        save_arrays(_pictures_path(path, cell), **pictures)
         # The row last: its presence says that the member is finished.
         write_atomically(_row_path(path, cell), json.dumps(row, indent=1) + "\n")
     progress.done()
@@ -292,7 +298,7 @@ def load_member(
     wanted = Cell(skips, kappa, seed)
     for group in stacks(config, images.dim):
         if wanted in group:
-            with Checkpoints(Path(workdir).resolve() / "checkpoints" / stack_name(group)) as saved:
+            with Checkpoints(workdir_path(workdir) / "checkpoints" / stack_name(group)) as saved:
                 if saved.latest is None:
                     raise InputError(
                         f"{wanted.name} has no checkpoint in {workdir}: train it first."
