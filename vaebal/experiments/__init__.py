@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from vaebal.errors import InputError
 from vaebal.experiments import gamma, generation, kappa_sweep, theorem1, theorem2, theorem3
 
@@ -14,6 +16,7 @@ EXPERIMENTS: dict[str, Callable] = {
     "theorem2": theorem2.run,
     "theorem3": theorem3.run,
 }
+ON_ONE_PROCESS = ("theorem1", "theorem2", "theorem3")
 
 
 def run(config: Any, workdir: str) -> list[dict[str, Any]]:
@@ -21,5 +24,9 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
     if config.experiment not in EXPERIMENTS:
         raise InputError(
             f"experiment={config.experiment!r} does not exist: use one of {sorted(EXPERIMENTS)}."
+        )
+    if config.experiment in ON_ONE_PROCESS and jax.process_count() > 1:
+        raise InputError(
+            f"experiment={config.experiment!r} runs in one process: leave out --distributed."
         )
     return EXPERIMENTS[config.experiment](config, workdir)

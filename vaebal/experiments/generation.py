@@ -3,14 +3,12 @@
 `generation_stages` trains, `generation_scores` measures, `generation_report` writes.
 """
 
-from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from vaebal import classifier, inception
-from vaebal.checkpoints import open_workdir
+from vaebal import classifier, devices, inception
+from vaebal.checkpoints import load_arrays, open_workdir, workdir_path
 from vaebal.data import ImageSet, load, manifold
 from vaebal.errors import InputError
 from vaebal.experiments import checks, generation_report
@@ -132,7 +130,9 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
     rows = evaluate_images(session, scorer)
     for seed in config.train.seeds:
         rows += evaluate_pipeline(session, scorer, seed)
-    pictures = {seed: dict(np.load(pictures_path(session, seed))) for seed in config.train.seeds}
+    if not devices.is_writer():
+        return rows
+    pictures = {seed: load_arrays(pictures_path(session, seed)) for seed in config.train.seeds}
     stage_rows = [session.row(stage) for stage in session.stages]
     generation_report.write(config, path, rows, stage_rows, pictures, images)
     return rows
@@ -146,5 +146,5 @@ def load_pipeline(config: Any, workdir: str, seed: int) -> tuple[Session, dict[s
     """
     images = open_data(config)
     targets = classifier.targets_of(images, config.data.dir)
-    session = Session(config, Path(workdir).resolve(), images, targets)
+    session = Session(config, workdir_path(workdir), images, targets)
     return session, networks(session, seed)

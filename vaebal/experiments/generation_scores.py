@@ -15,14 +15,12 @@ import numpy as np
 from jax import Array
 from sklearn.metrics import pairwise_distances_argmin
 
-from vaebal import classifier, evaluation, inception, mmd, stages
-from vaebal.checkpoints import write_atomically
+from vaebal import classifier, devices, evaluation, inception, mmd, stages
+from vaebal.checkpoints import save_arrays, write_atomically
 from vaebal.data import ImageSet
 from vaebal.errors import InputError
 from vaebal.experiments.generation_stages import (
-    CLASSIFIER_SEED,
     Session,
-    Stage,
     method,
     methods,
     networks,
@@ -172,8 +170,7 @@ class Scorer:
         """By the name of the distance, uint8 [N, D] -> features."""
         session, block, found = self._session, self._config.eval.block, {}
         if session.targets is not None:
-            params = session.params(Stage("classifier", CLASSIFIER_SEED))
-            model = session.models["classifier"]
+            params, model = session.classifier, session.models["classifier"]
             found["fd"] = lambda images: classifier.features_and_outputs(
                 model, params, images, block
             )[0]
@@ -261,16 +258,27 @@ class Scorer:
         return about
 
 
-def _written(path: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    write_atomically(path, json.dumps(rows, indent=1) + "\n")
+def _evaluated(
+    session: Session, name: str, load: Callable[[], Any], evaluate: Callable[[Any], list]
+) -> list[dict[str, Any]]:
+    """evaluate(load()), or what it once gave. All processes load, and the first one evaluates."""
+    path = session.path / "evaluation" / f"{name}.json"
+    if not devices.agreed(path.exists()):
+        loaded = load()
+        if session.targets is not None:
+            _ = session.classifier  # which the scores will ask for
+        if devices.is_writer():
+            write_atomically(path, json.dumps(evaluate(devices.local(loaded)), indent=1) + "\n")
+        devices.agreed(True)  # all wait until it is written
     return json.loads(path.read_text())
 
 
 def evaluate_images(session: Session, scorer: Scorer) -> list[dict[str, Any]]:
     """The rows that need no model: held-out images, and Downsample."""
-    path = session.path / "evaluation" / "images.json"
-    if path.exists():
-        return json.loads(path.read_text())
+    return _evaluated(session, "images", dict, lambda _: _image_rows(session, scorer))
+
+
+def _image_rows(session: Session, scorer: Scorer) -> list[dict[str, Any]]:
     test = scorer.test
     halved = jax.jit(lambda x: to_bytes(stages.downsample(x / 255.0)))
     shape = session.images.image_shape
@@ -278,24 +286,20 @@ def evaluate_images(session: Session, scorer: Scorer) -> list[dict[str, Any]]:
     down = down.reshape(len(test), -1)
     about = {"seed": None, **scorer.about()}
     if session.targets is not None:
-        model = session.models["classifier"]
-        params = session.params(Stage("classifier", CLASSIFIER_SEED))
         _, outputs = classifier.features_and_outputs(
-            model, params, session_test_bytes(session, scorer), session.config.eval.block
-        )
+            session.models["classifier"], session.classifier,
+            session_test_bytes(session, scorer), session.config.eval.block,
+        )  # fmt: skip
         about["classifier_wrong"] = classifier.wrong(outputs, session.targets.test)
     error = evaluation.mean_estimate(_squared(test, down))
-    return _written(
-        path,
-        [
-            {"method": "held-out images", **about, **scorer(test, "gen_")},
-            {
-                "method": "Downsample", **about,
-                "error": error.value, "error_se": error.error,
-                **scorer(down, "rec_"), **scorer(down, "gen_"),
-            },
-        ],
-    )  # fmt: skip
+    return [
+        {"method": "held-out images", **about, **scorer(test, "gen_")},
+        {
+            "method": "Downsample", **about,
+            "error": error.value, "error_se": error.error,
+            **scorer(down, "rec_"), **scorer(down, "gen_"),
+        },
+    ]  # fmt: skip
 
 
 def session_test_bytes(session: Session, scorer: Scorer) -> np.ndarray:
@@ -316,12 +320,19 @@ def pictures_path(session: Session, seed: int) -> Path:
 
 def evaluate_pipeline(session: Session, scorer: Scorer, seed: int) -> list[dict[str, Any]]:
     """A row for every method of one seed."""
-    path = session.path / "evaluation" / f"seed{seed}.json"
-    if path.exists():
-        return json.loads(path.read_text())
+    return _evaluated(
+        session,
+        f"seed{seed}",
+        lambda: networks(session, seed),
+        lambda nets: _pipeline_rows(session, scorer, seed, nets),
+    )
+
+
+def _pipeline_rows(
+    session: Session, scorer: Scorer, seed: int, nets: dict[str, Any]
+) -> list[dict[str, Any]]:
     config, images = session.config, session.images
-    nets, size, latents = networks(session, seed), scorer.size[1], config.ae.codes
-    stored = scorer.stored
+    size, latents, stored = scorer.size[1], config.ae.codes, scorer.stored
 
     def draw(name: str) -> np.ndarray:
         return np.asarray(prior_samples(stream(seed, f"evaluation/{name}"), size, latents))
@@ -361,6 +372,5 @@ def evaluate_pipeline(session: Session, scorer: Scorer, seed: int) -> list[dict[
         pictures["bins train"] = got.train
         pictures[f"bins {name}"] = got.query
         pictures[f"different {name}"] = got.different
-    pictures_path(session, seed).parent.mkdir(parents=True, exist_ok=True)
-    np.savez(pictures_path(session, seed), **pictures)
-    return _written(path, rows)
+    save_arrays(pictures_path(session, seed), **pictures)
+    return rows

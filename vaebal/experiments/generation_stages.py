@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
 
-from vaebal import classifier, stages
-from vaebal.checkpoints import Checkpoints, write_atomically
+from vaebal import classifier, devices, stages
+from vaebal.checkpoints import Checkpoints, load_arrays, save_arrays, write_atomically
 from vaebal.data import ImageSet, mean_image, steps_per_epoch
 from vaebal.devices import replicate
 from vaebal.errors import InputError
@@ -155,16 +156,19 @@ class Session:
             self.stages.append(Stage("classifier", CLASSIFIER_SEED))
         self._codes: tuple[int, Array] | None = None
         self._fitters: dict[str, Fitter] = {}
-        self._encode = jax.jit(self._code_of)
-        self._posterior = jax.jit(functools.partial(stages.encode, self.models["vae"]))
+        everywhere = NamedSharding(data_mesh(), PartitionSpec())
+        self._encode = jax.jit(self._code_of, out_shardings=everywhere)
+        self._posterior = jax.jit(
+            functools.partial(stages.encode, self.models["vae"]), out_shardings=everywhere
+        )
 
     def folder(self, stage: Stage) -> Path:
         """Where a stage lies."""
         return self.path / "stages" / stage.folder
 
     def finished(self, stage: Stage) -> bool:
-        """Whether its row is written."""
-        return (self.folder(stage) / "row.json").exists()
+        """Whether its row is written; of several processes all ask together."""
+        return devices.agreed((self.folder(stage) / "row.json").exists())
 
     def row(self, stage: Stage) -> dict[str, Any]:
         """A finished stage's row."""
@@ -203,15 +207,20 @@ class Session:
             )
         with Checkpoints(self.folder(stage) / "checkpoints") as saved:
             dim = self.images.dim if stage.before is None else self.config.ae.codes
-            given = {"mean": jnp.zeros(dim), "variance": jnp.ones(())}  # only their shapes count
+            given = {"mean": np.zeros(dim, np.float32), "variance": np.float32(1)}  # their shapes
             shapes = self.fitter(stage.name).shapes(stage.seed, given)
             _, state = saved.restore_latest(shapes)
             return state.params
 
+    @functools.cached_property
+    def classifier(self) -> Any:
+        """The finished classifier's parameters, this process's own; all load them together."""
+        return devices.local(self.params(Stage("classifier", CLASSIFIER_SEED)))
+
     def scale(self, seed: int) -> stages.Scale:
         """What standardises the codes of the pipeline `seed`."""
-        saved = np.load(self.folder(Stage("ae", seed)) / "scale.npz")
-        return stages.Scale(jnp.asarray(saved["mean"]), jnp.asarray(saved["std"]))
+        saved = load_arrays(self.folder(Stage("ae", seed)) / "scale.npz")
+        return stages.Scale(**replicate(saved, data_mesh()))
 
     def raw_codes(self, params: Any) -> Array:
         """The autoencoder's codes of all training images, [N, C], as they are."""
@@ -232,7 +241,7 @@ class Session:
 
     def given(self, stage: Stage) -> dict[str, Any]:
         """What does not change while a stage is trained, frozen parameters among it."""
-        codes = self.config.ae.codes
+        nowhere = np.zeros(self.config.ae.codes, np.float32)
         if stage.name in ("ae", "classifier"):
             return {"mean": self.mean}
         if stage.section == "vae_plus":
@@ -240,9 +249,9 @@ class Session:
             variance = (mean.var(0) + jnp.exp(log_var).mean(0)).mean()
             return {"mean": mean.mean(0), "variance": variance}
         if stage.name == "vae_codes":
-            return {"mean": jnp.zeros(codes), "variance": self.codes(stage.seed).var()}
+            return {"mean": nowhere, "variance": self.codes(stage.seed).var()}
         return {
-            "mean": jnp.zeros(codes),
+            "mean": nowhere,
             "variance": self.variance,
             "ae": self.params(stage.before),
             "scale": self.scale(stage.seed),
@@ -255,7 +264,7 @@ class Session:
     def rows(self, stage: Stage) -> dict[str, Array]:
         """What a stage's batches are taken from."""
         if stage.name == "classifier":
-            return {"images": self.train, "targets": jnp.asarray(self.targets.train)}
+            return {"images": self.train, "targets": replicate(self.targets.train, data_mesh())}
         if stage.name == "ae":
             return {"images": self.train}
         if stage.section == "vae_plus":
@@ -339,10 +348,11 @@ def make(session: Session, stage: Stage, progress: StageProgress) -> None:
     config, section = session.config, session.config[stage.section]
     progress.start(stage.folder, [stage.folder], section.epochs)
     folder, bar = session.folder(stage), progress.stage_reporter()
-    folder.mkdir(parents=True, exist_ok=True)
 
     def report(epoch: int, metrics: dict[str, float]) -> None:
-        if epoch == section.epochs:  # in a file: the run may be killed before its row is written
+        if (
+            epoch == section.epochs and devices.is_writer()
+        ):  # in a file: the run may be killed before its row is written
             write_atomically(folder / "metrics.json", json.dumps(metrics))
         bar(epoch, metrics)
 
@@ -357,20 +367,22 @@ def make(session: Session, stage: Stage, progress: StageProgress) -> None:
             checkpoints=checkpoints,
             report=report,
         )
-    if stage.name == "ae":
-        scale = stages.code_scale(session.raw_codes(state.params))
-        np.savez(folder / "scale.npz", mean=scale.mean, std=scale.std)
-    row = {
-        "stage": stage.name,
-        "seed": stage.seed,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-        "epochs": section.epochs,
-        "steps": int(state.step),
-        "train_seconds": seconds,
-        **json.loads((folder / "metrics.json").read_text()),
-    }
-    # The row last: its presence says that the stage is finished.
-    write_atomically(folder / "row.json", json.dumps(row, indent=1) + "\n")
+    scale = stages.code_scale(session.raw_codes(state.params)) if stage.name == "ae" else None
+    if devices.is_writer():
+        if scale is not None:
+            save_arrays(folder / "scale.npz", **scale._asdict())
+        row = {
+            "stage": stage.name,
+            "seed": stage.seed,
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+            "epochs": section.epochs,
+            "steps": int(state.step),
+            "train_seconds": seconds,
+            **json.loads((folder / "metrics.json").read_text()),
+        }
+        # The row last: its presence says that the stage is finished.
+        write_atomically(folder / "row.json", json.dumps(row, indent=1) + "\n")
+    devices.agreed(True)  # all wait until it is written: the next stage may need it
     progress.done()
 
 
