@@ -11,9 +11,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from vaebal import devices
 from vaebal.errors import InputError
+from vaebal.experiments import run
 from vaebal.training import EpochMetrics, data_mesh
 
 ROOT = Path(__file__).parent.parent
@@ -125,10 +127,14 @@ def test_every_example_is_evaluated_once_on_any_number_of_devices(ends, count):
     assert_close(load(ends / f"posterior_{count}.npz"), one, 1e-11)
 
 
-def two_processes(workdir: Path, **options) -> list[subprocess.Popen]:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return probe.getsockname()[1]
+
+
+def two_processes(workdir: Path, **options) -> list[subprocess.Popen]:
+    port = free_port()
     return [
         subprocess.Popen(
             [
@@ -165,6 +171,77 @@ def test_two_processes_leave_together_on_notice_and_end_as_one_device(ends, tmp_
     one = load(ends / "f64_one.npz")[: -len(EpochMetrics._fields)]
     assert_close(load(tmp_path / "end.npz"), one, 1e-12)
     assert json.loads((tmp_path / "run" / "config.json").read_text()) == {"epochs": 67}
+
+
+def pipeline(workdir: Path, *arguments, local_devices: int) -> subprocess.Popen:
+    """The generation experiment on the digits, three epochs a stage, as a process."""
+    fields = {
+        "train.seeds": (0,), "train.batch_size": 256, "train.epochs_per_checkpoint": 2,
+        "ae.codes": 4, "vae.spaces": ("pixels",), "classifier.features": 6, "eval.bins": (5,),
+        "eval.samples": 250, "eval.block": 200, "eval.parts": 2, "eval.pictures": 3,
+    }  # fmt: skip
+    for section in ("ae", "vae", "vae_plus", "wae", "classifier"):
+        fields |= {f"{section}.width": 16, f"{section}.epochs": 3}
+    return subprocess.Popen(
+        [
+            *(sys.executable, ROOT / "main.py", f"--config={ROOT}/configs/digits_generation.py"),
+            *(f"--config.{name}={value}" for name, value in fields.items()),
+            *(f"--workdir={workdir}", *arguments),
+        ],
+        env=environment(local_devices) | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def two_pipelines(workdir: Path, *arguments) -> list[subprocess.Popen]:
+    address = f"--coordinator_address=127.0.0.1:{free_port()}"
+    return [
+        pipeline(
+            workdir, "--distributed", address, "--num_processes=2", f"--process_id={process}",
+            *arguments, local_devices=1,
+        )
+        for process in (0, 1)
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_pipeline_of_stages_in_two_processes_killed_once_ends_as_in_one(tmp_path):
+    """Killed after its first stage; then the first process alone writes and prints."""
+    whole = pipeline(tmp_path / "one", local_devices=2)
+    processes = two_pipelines(tmp_path / "two")
+    try:
+        said = whole.communicate(timeout=600)[0]
+        assert whole.returncode == 0, said
+        for line in processes[0].stdout:
+            if "ae_seed0: done" in line:
+                break
+        for process in processes:
+            process.kill()
+            process.communicate()
+        processes = two_pipelines(tmp_path / "two")
+        said = [process.communicate(timeout=600)[0] for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], said
+    finally:
+        for process in (whole, *processes):
+            process.kill()
+    assert "ae_seed0: finished before, not done again" in said[0]
+    assert "VAE+" in said[0]
+    assert "VAE+" not in said[1]
+    for name in ("rows.json", "stages.json"):
+        one, two = (json.loads((tmp_path / each / name).read_text()) for each in ("one", "two"))
+        assert len(one) == len(two) > 0
+        for expected, got in zip(one, two, strict=True):
+            assert set(got) == set(expected)
+            for field in set(got) - {"train_seconds"}:
+                assert got[field] == pytest.approx(expected[field], rel=1e-3, abs=1e-4), field
+
+
+def test_the_theorems_refuse_several_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    config = ConfigDict({"experiment": "theorem2"})
+    with pytest.raises(InputError, match="'theorem2' runs in one process: leave out --distribut"):
+        run(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("given", [("a:1", None, None), ("a:1", 2, None), (None, None, 0)])

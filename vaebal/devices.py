@@ -55,7 +55,11 @@ def is_writer() -> bool:
 
 
 def agreed(value: bool) -> bool:
-    """The first process's `value`, in every process; all wait here for it."""
+    """The first process's `value`, in every process; all wait here for it.
+
+    Whether a file exists is a question for the first alone: on a network file system the others
+    would remember a no for some seconds, and then not find what it has written.
+    """
     if jax.process_count() == 1:
         return value
     return bool(multihost_utils.broadcast_one_to_all(np.array(value)))

@@ -320,7 +320,7 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
     )
     with Progress(len(groups), path / "tensorboard") as progress:
         for group in groups:
-            if devices.agreed(all(map(session.finished, group))):
+            if devices.agreed(devices.is_writer() and all(map(session.finished, group))):
                 progress.skip(group_name(group))
             else:
                 _train(session, group, found[group[0].arm], progress)

@@ -263,7 +263,7 @@ def _evaluated(
 ) -> list[dict[str, Any]]:
     """evaluate(load()), or what it once gave. All processes load, and the first one evaluates."""
     path = session.path / "evaluation" / f"{name}.json"
-    if not devices.agreed(path.exists()):
+    if not devices.agreed(devices.is_writer() and path.exists()):
         loaded = load()
         if session.targets is not None:
             _ = session.classifier  # which the scores will ask for

@@ -168,7 +168,7 @@ class Session:
 
     def finished(self, stage: Stage) -> bool:
         """Whether its row is written; of several processes all ask together."""
-        return devices.agreed((self.folder(stage) / "row.json").exists())
+        return devices.agreed(devices.is_writer() and (self.folder(stage) / "row.json").exists())
 
     def row(self, stage: Stage) -> dict[str, Any]:
         """A finished stage's row."""
@@ -350,9 +350,8 @@ def make(session: Session, stage: Stage, progress: StageProgress) -> None:
     folder, bar = session.folder(stage), progress.stage_reporter()
 
     def report(epoch: int, metrics: dict[str, float]) -> None:
-        if (
-            epoch == section.epochs and devices.is_writer()
-        ):  # in a file: the run may be killed before its row is written
+        # In a file: the run may be killed before its row is written.
+        if epoch == section.epochs and devices.is_writer():
             write_atomically(folder / "metrics.json", json.dumps(metrics))
         bar(epoch, metrics)
 

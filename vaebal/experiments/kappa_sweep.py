@@ -154,7 +154,8 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
     )
     with Progress(len(groups), path / "tensorboard") as progress:
         for group in groups:
-            if devices.agreed(all(_row_path(path, cell).exists() for cell in group)):
+            finished = devices.is_writer() and all(_row_path(path, c).exists() for c in group)
+            if devices.agreed(finished):
                 progress.skip(stack_name(group))
             else:
                 _run_stack(config, path, images, group, progress)
