@@ -48,7 +48,7 @@ def bucket(monkeypatch, tmp_path):
     monkeypatch.setattr(Bucket, "store", {})
     monkeypatch.setattr(Bucket, "pseudo_dirs", [""])
     monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)
-    monkeypatch.setitem(fsspec.registry.target, "gcs", Bucket)
+    fsspec.register_implementation("gcs", Bucket, clobber=True)
     fsspec.filesystem("gcs").clear_instance_cache()
     backend.fsspec_backend._get_filesystem.cache_clear()
     monkeypatch.chdir(tmp_path)
