@@ -55,8 +55,8 @@ def bucket(monkeypatch, tmp_path):
     made = checkpoints.Checkpoints.__init__
 
     def on_disk(self, directory, *options):
-        assert str(directory).startswith("gs://bucket/run/")
-        made(self, tmp_path / "checkpoints" / directory.name, *options)
+        remote = str(directory).startswith("gs://bucket/run/")
+        made(self, tmp_path / "checkpoints" / directory.name if remote else directory, *options)
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints.Checkpoints, "__init__", on_disk)
