@@ -11,8 +11,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import digits_kappa
-from vaebal.errors import InputError
-from vaebal.experiments import run
+from vaebal.errors import Diverged, InputError
+from vaebal.experiments import kappa_sweep, run
 
 ROOT = Path(__file__).parent.parent
 
@@ -167,6 +167,47 @@ def test_an_unfinished_member_alone_is_done_again(finished):
         assert {k: v for k, v in before.items() if k != "train_seconds"} == {
             k: v for k, v in after.items() if k != "train_seconds"
         }
+
+
+def test_a_member_that_stops_is_named_and_the_others_are_reported(
+    finished, tmp_path, monkeypatch
+):
+    """With one seed of kappa = 3 spoiled, and no skips; its row holds no number."""
+    member = kappa_sweep.Member
+    spoiled = lambda seed, kappa, gamma, rate: member(  # noqa: E731
+        seed, kappa, float("nan") if (seed, kappa) == (1, 3) else gamma, rate
+    )
+    config, path = tiny(**{"model.skips": ("none",)}), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(kappa_sweep, "Member", spoiled)
+        with pytest.raises(Diverged) as error:
+            run(config, str(path))
+    said = str(error.value)
+    assert "none_kappa3_seed1 (step 0). Lower train.learning_rate" in said
+    held = json.loads((path / "members" / "none_kappa3_seed1" / "row.json").read_text())
+    assert held == {"skips": "none", "kappa": 3, "seed": 1, "stopped": 0}
+    rows = json.loads((path / "rows.json").read_text())
+    assert [(row["kappa"], row["seed"]) for row in rows] == [(2, 0), (2, 1), (3, 0)]
+    for row, whole in zip(rows, finished[1][4:], strict=False):
+        assert row["nll"] == pytest.approx(whole["nll"], rel=1e-6)
+    lines = (path / "table.md").read_text().splitlines()
+    below = 2 + max(i for i, line in enumerate(lines) if line.startswith("|"))
+    assert lines[below] == said
+
+    monkeypatch.setattr(kappa_sweep, "make_trainer", None)  # would fail if called
+    with pytest.raises(Diverged) as error:
+        run(config, str(path))
+    assert str(error.value) == said
+
+
+def test_a_sweep_of_which_nothing_is_left_ends_in_a_sentence_and_exit_code_1(tmp_path):
+    flags = ["--config.model.gamma=1e-39", "--config.model.kappas=(2,)", "--config.model.width=8"]
+    done = main(*flags, "--config.model.skips=('none',)", workdir=tmp_path / "run")
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    for seed in (0, 1, 2):
+        assert f"none_kappa2_seed{seed} (step 0)" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "run" / "table.md").exists()
 
 
 def test_another_config_is_refused(finished):

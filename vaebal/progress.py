@@ -76,7 +76,7 @@ class Progress(contextlib.AbstractContextManager):
             self._bar.update(self._task, completed=epoch, text=text)
             for index, writer in enumerate(self._writers):
                 for name, values in metrics._asdict().items():
-                    if name != "first_bad_step" and np.isfinite(values[index]):
+                    if name != "stopped" and np.isfinite(values[index]):
                         writer.add_scalar(name, float(values[index]), epoch)
             now = time.perf_counter()
             if not self._terminal and now - self._last_line > SECONDS_BETWEEN_LINES:
@@ -111,8 +111,13 @@ class Progress(contextlib.AbstractContextManager):
 
 def describe(metrics: EpochMetrics) -> str:
     """One line for a stack's metrics [M]: medians, and the range of active dimensions."""
+    stopped = metrics.stopped >= 0
+    end = f"{stopped.sum()} stopped" if stopped.any() else ""
+    if stopped.all():
+        return end
+    metrics = EpochMetrics(*(values[~stopped] for values in metrics))
     low, high = int(np.min(metrics.active)), int(np.max(metrics.active))
     return (
         f"loss {np.median(metrics.loss):.1f}  rec {np.median(metrics.squared_error):.2f}  "
-        f"γ {np.median(metrics.gamma):.2g}  active {low if low == high else f'{low}–{high}'}"
-    )
+        f"γ {np.median(metrics.gamma):.2g}  active {low if low == high else f'{low}–{high}'}  {end}"
+    ).rstrip()

@@ -88,29 +88,28 @@ class StreamingTrainer:
             return jax.vmap(lambda member: init_state(model, settings, member, data_mean))(members)
 
         def begin(member):
-            return no_statistics(model), jnp.full((), -1, jnp.int32)
+            return no_statistics(model)
 
-        def advance(members, state, tally, chunk, count):
+        def advance(members, state, sums, chunk, count):
             """The first `count` steps of chunk [M, T, B, ...]."""
 
-            def one(member, state, tally, chunk):
+            def one(member, state, sums, chunk):
                 def step(t, tallied):
-                    state, sums, bad = tallied
+                    state, sums = tallied
                     starts = state.step % self._steps == 0
                     sums = jax.tree.map(lambda total: jnp.where(starts, 0.0, total), sums)
                     x = jax.lax.with_sharding_constraint(decode(chunk[t]), x_by_example)
-                    return tallied_step(model, settings, member, (state, sums, bad), x)
+                    return tallied_step(model, settings, member, (state, sums), x)
 
-                state, *tally = jax.lax.fori_loop(0, count, step, (state, *tally))
-                return state, tuple(tally)
+                return jax.lax.fori_loop(0, count, step, (state, sums))
 
-            return jax.vmap(one)(members, state, tally, chunk)
+            return jax.vmap(one)(members, state, sums, chunk)
 
-        def finish(members, state, tally, probe):
-            def one(member, state, tally):
-                return epoch_metrics(model, member, (state, *tally), self._steps, decode(probe))
+        def finish(members, state, sums, probe):
+            def one(member, *tallied):
+                return epoch_metrics(model, member, tallied, self._steps, decode(probe))
 
-            return jax.vmap(one)(members, state, tally)
+            return jax.vmap(one)(members, state, sums)
 
         start = time.perf_counter()
         self._init = self._compiled(init, self.members, self._data_mean)
@@ -118,14 +117,14 @@ class StreamingTrainer:
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._replicated),
             jax.eval_shape(init, self.members, self._data_mean),
         )
-        tally = self._no_tally = self._compiled(jax.vmap(begin), self.members)(self.members)
+        sums = self._no_sums = self._compiled(jax.vmap(begin), self.members)(self.members)
         chunk = jax.ShapeDtypeStruct(
             (shape[0], self._chunk_steps, *shape[1:]), rows.dtype, sharding=self._by_example
         )
         self._advance = self._compiled(
-            advance, self.members, self.state_shapes, tally, chunk, self._count(1), donate_argnums=1
+            advance, self.members, self.state_shapes, sums, chunk, self._count(1), donate_argnums=1
         )
-        self._finish = self._compiled(finish, self.members, self.state_shapes, tally, self._probe)
+        self._finish = self._compiled(finish, self.members, self.state_shapes, sums, self._probe)
         self.compile_seconds = time.perf_counter() - start
 
     def _train(self, members: Member) -> None:
@@ -159,13 +158,13 @@ class StreamingTrainer:
     def run(self, state: TrainState, epochs: int) -> tuple[TrainState, EpochMetrics]:
         """`epochs` epochs; `state` is donated. Metrics [M] are those of the last epoch."""
         left = epochs * self._steps
-        tally, before = self._no_tally, None
+        sums, before = self._no_sums, None
         feeder = Feeder(
             self._rows,
             seeds=self._seeds,
             batch_size=self._batch_size,
             steps_per_chunk=self._chunk_steps,
-            start_step=int(jax.device_get(state.step)[0]),
+            start_step=int(jax.device_get(state.step).max()),  # of the members that go on
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
@@ -173,9 +172,9 @@ class StreamingTrainer:
             while left > 0:
                 chunk = jax.make_array_from_process_local_data(self._by_example, next(feeder))
                 count = min(left, self._chunk_steps)
-                state, tally = self._advance(self.members, state, tally, chunk, self._count(count))
+                state, sums = self._advance(self.members, state, sums, chunk, self._count(count))
                 left -= count
                 # Not more than the next chunk waits on the device while this one is trained on.
                 jax.block_until_ready(before)
-                before = tally
-            return state, self._finish(self.members, state, tally, self._probe)
+                before = sums
+            return state, self._finish(self.members, state, sums, self._probe)

@@ -11,10 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from vaebal import devices, evaluation
+from vaebal import devices, evaluation, report
 from vaebal.checkpoints import Checkpoints, open_workdir, write_atomically
 from vaebal.data import ImageSet, load, steps_per_epoch
-from vaebal.errors import InputError
+from vaebal.errors import Diverged, InputError
 from vaebal.experiments import checks, kappa_report
 from vaebal.models import GaussianVAE, mlp_vae, prior_samples
 from vaebal.nets import ACTIVATIONS
@@ -130,7 +130,12 @@ def stack_name(cells: Sequence[Cell]) -> str:
 
 
 def run(config: Any, workdir: str) -> list[dict[str, Any]]:
-    """Trains, evaluates and reports every cell; what `workdir` holds already is not done again."""
+    """Trains, evaluates and reports every cell; what `workdir` holds already is not done again.
+
+    Raises:
+      InputError: a field, the data or the workdir cannot be used; before any work.
+      Diverged: some cells stopped; the others are reported.
+    """
     check(config)
     images = load(config.data.name, config.data.dir)
     checks.batch_size(config, images)
@@ -152,16 +157,26 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
             else:
                 _run_stack(config, path, images, group, progress)
     devices.agreed(True)  # all wait until the first process has written the last rows
-    rows = [json.loads(_row_path(path, cell).read_text()) for cell in cells]
-    if not devices.is_writer():
-        return rows
-    pictures = {cell: dict(np.load(_pictures_path(path, cell))) for cell in cells}
-    kappa_report.write(config, path, rows, pictures, images)
-    return rows
+    rows = {cell: json.loads(_row_path(path, cell).read_text()) for cell in cells}
+    finished = {cell: row for cell, row in rows.items() if "stopped" not in row}
+    stopped = report.stopped(
+        {cell.name: row for cell, row in rows.items()},
+        "Lower train.learning_rate or train.gamma_rate, or start from a larger model.gamma",
+    )
+    if finished and devices.is_writer():
+        pictures = {cell: dict(np.load(_pictures_path(path, cell))) for cell in finished}
+        kappa_report.write(config, path, list(finished.values()), stopped, pictures, images)
+    if stopped:
+        raise Diverged(stopped)
+    return list(rows.values())
 
 
 def _row_path(path: Path, cell: Cell) -> Path:
     return path / "members" / cell.name / "row.json"
+
+
+def _write_row(path: Path, cell: Cell, row: dict[str, Any]) -> None:
+    write_atomically(_row_path(path, cell), json.dumps(row, indent=1) + "\n")
 
 
 def _pictures_path(path: Path, cell: Cell) -> Path:
@@ -211,9 +226,12 @@ def _run_stack(
     test = jax.device_put(images.test)
     for index, cell in enumerate(cells):
         progress.note(f"evaluating {cell.name}")
+        row, step = dataclasses.asdict(cell), int(state.stopped[index])
+        if step >= 0:
+            _write_row(path, cell, row | {"stopped": step})
+            continue
         params = member_params(state, index)
-        row = {
-            **dataclasses.asdict(cell),
+        row |= {
             **evaluate(config, model, params, cell, train, test),
             "epochs": config.train.epochs,
             "steps": int(state.step[index]),
@@ -224,7 +242,7 @@ def _run_stack(
         pictures.parent.mkdir(parents=True, exist_ok=True)
         np.savez(pictures, **draw_pictures(config, model, params, cell, test))
         # The row last: its presence says that the member is finished.
-        write_atomically(_row_path(path, cell), json.dumps(row, indent=1) + "\n")
+        _write_row(path, cell, row)
     progress.done()
 
 
