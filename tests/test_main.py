@@ -169,9 +169,7 @@ def test_an_unfinished_member_alone_is_done_again(finished):
         }
 
 
-def test_a_member_that_stops_is_named_and_the_others_are_reported(
-    finished, tmp_path, monkeypatch
-):
+def test_a_member_that_stops_is_named_and_the_others_are_reported(finished, tmp_path, monkeypatch):
     """With one seed of kappa = 3 spoiled, and no skips; its row holds no number."""
     member = kappa_sweep.Member
     spoiled = lambda seed, kappa, gamma, rate: member(  # noqa: E731

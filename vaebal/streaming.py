@@ -14,7 +14,7 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vaebal.data import Decode, steps_per_epoch
-from vaebal.devices import replicate
+from vaebal.devices import place
 from vaebal.feeding import Feeder
 from vaebal.models import GaussianVAE
 from vaebal.training import (
@@ -22,9 +22,9 @@ from vaebal.training import (
     Member,
     Optimisation,
     TrainState,
-    data_mesh,
     epoch_metrics,
     init_state,
+    mesh_for,
     no_statistics,
     tallied_step,
 )
@@ -49,7 +49,8 @@ def host_mean_image(
 class StreamingTrainer:
     """What `training.fit` needs of a `Trainer`, for rows in host memory or memory-mapped.
 
-    The programs are compiled ahead of time, as there.
+    The programs are compiled ahead of time, as there. Every device holds all members, and all
+    devices share each batch.
 
     Attributes:
       members: of arrays [M].
@@ -72,7 +73,7 @@ class StreamingTrainer:
           members: stacked [M].
           decode: stored rows -> x [B, D] in [0, 1].
         """
-        mesh = data_mesh()
+        mesh = mesh_for(1)
         self._replicated = NamedSharding(mesh, PartitionSpec())
         self._by_example = NamedSharding(mesh, PartitionSpec(None, None, "data"))
         self._batch_size, self._decode = batch_size, decode
@@ -129,12 +130,12 @@ class StreamingTrainer:
 
     def _train(self, members: Member) -> None:
         self._seeds = np.asarray(members.seed).tolist()
-        self.members = replicate(members, self._replicated.mesh)
+        self.members = place(members, self._replicated)
 
     def _feed(self, rows: np.ndarray) -> None:
         self._rows = rows
         on_host = rows[: self._batch_size], host_mean_image(rows, self._decode)
-        self._probe, self._data_mean = replicate(on_host, self._replicated.mesh)
+        self._probe, self._data_mean = place(on_host, self._replicated)
 
     def _compiled(self, function, *arguments, **options):
         jitted = jax.jit(function, out_shardings=self._replicated, **options)

@@ -7,6 +7,7 @@ chunks, so a resumed run repeats the uninterrupted one.
 """
 
 import copy
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vaebal.checkpoints import Checkpoints, Preempted
 from vaebal.data import Decode, epoch_order, mean_image, steps_per_epoch
-from vaebal.devices import LeaveNotice, replicate
+from vaebal.devices import LeaveNotice, place
 from vaebal.gaussians import isotropic_nll, reparameterise
 from vaebal.models import GaussianVAE, init_params, latent_noise
 from vaebal.objectives import gaussian_vae_terms
@@ -283,10 +284,19 @@ def member_params(state: TrainState, index: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[index], state.params)
 
 
-def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """One axis, "data", over `devices`: all of every process unless told otherwise."""
+def mesh_for(members: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Axes "member" and "data" over `devices`: all of every process unless told otherwise.
+
+    Members need no word from each other, so they come first: a stack is spread over the greatest
+    common divisor of its size and the devices' number, and the devices that this leaves to every
+    part of it share each batch.
+    """
     devices = jax.devices() if devices is None else devices
-    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+    spread = math.gcd(members, len(devices))
+    return jax.make_mesh(
+        (spread, len(devices) // spread), ("member", "data"),
+        axis_types=(AxisType.Auto, AxisType.Auto), devices=devices,
+    )  # fmt: skip
 
 
 # A state and the sums of its steps' statistics.
@@ -397,12 +407,12 @@ class Trainer:
         decode: Decode = to_unit_pixels,
         mesh: Mesh | None = None,
     ):
-        """Compiles for the devices of `mesh`, which share every batch (default: all devices)."""
-        mesh = data_mesh() if mesh is None else mesh
+        """Compiles for the devices of `mesh` (default: `mesh_for` of all devices)."""
+        mesh = mesh_for(len(members.seed)) if mesh is None else mesh
         self._replicated = NamedSharding(mesh, PartitionSpec())
-        self.images, self.members = replicate((images, members), mesh)
+        self._by_member = NamedSharding(mesh, PartitionSpec("member"))
         self._mean = jax.jit(lambda images: mean_image(images, decode))
-        self._data_mean = self._mean(self.images)
+        self._place(members, images)
 
         def init(members, data_mean):
             return jax.vmap(lambda member: init_state(model, settings, member, data_mean))(members)
@@ -411,22 +421,23 @@ class Trainer:
             return jax.vmap(
                 lambda member, state: train_epochs(
                     model, settings, batch_size, mesh, member, state, decode, images, epochs
-                )
+                ),
+                spmd_axis_name="member",
             )(members, state)
 
         start = time.perf_counter()
         self._init = (
-            jax.jit(init, out_shardings=self._replicated)
+            jax.jit(init, out_shardings=self._by_member)
             .lower(self.members, self._data_mean)
             .compile()
         )
         shapes = jax.eval_shape(init, self.members, self._data_mean)
         self.state_shapes = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._replicated),
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._by_member),
             shapes,
         )
         self._run = (
-            jax.jit(run, donate_argnums=1, out_shardings=self._replicated)
+            jax.jit(run, donate_argnums=1, out_shardings=(self._by_member, self._replicated))
             .lower(self.members, self.state_shapes, self.images, self._count(1))
             .compile()
         )
@@ -435,9 +446,13 @@ class Trainer:
     def on(self, members: Member, images: np.ndarray) -> "Trainer":
         """The same compiled program for other members and images of the same shapes."""
         other = copy.copy(self)
-        other.images, other.members = replicate((images, members), self._replicated.mesh)
-        other._data_mean = self._mean(other.images)
+        other._place(members, images)
         return other
+
+    def _place(self, members: Member, images: np.ndarray) -> None:
+        self.members = place(members, self._by_member)
+        self.images = place(images, self._replicated)
+        self._data_mean = self._mean(self.images)
 
     def _count(self, epochs: int) -> Array:
         # Not device_put: between processes it compares, and so waits for the chunk before.

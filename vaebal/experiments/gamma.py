@@ -164,13 +164,18 @@ def open_data(config: Any, rank: int) -> ImageSet:
 
 def check_against_data(config: Any, images: ImageSet) -> None:
     """Raises InputError where the config does not fit the data or the devices."""
-    checks.batch_size(config, images)
+    checks.batch_size(config, images, 1 if streams(config, images) else len(config.train.seeds))
     try:
         build_model(config, images.image_shape)
     except ValueError as error:
         field = "model.patch" if config.model.network == "conv" else "model.network"
         value = config.model[field.removeprefix("model.")]
         raise InputError(f"{field}={value!r}: {error}") from error
+
+
+def streams(config: Any, images: ImageSet) -> bool:
+    """Whether the training images are too large for the device."""
+    return images.train.nbytes > config.train.device_bytes
 
 
 def build_model(config: Any, image_shape: tuple[int, int, int]) -> GaussianVAE:
@@ -270,7 +275,7 @@ class Session:
             release=tuple(train.release),
             slowest=train.slowest,
         )
-        build = Trainer if images.train.nbytes <= train.device_bytes else StreamingTrainer
+        build = StreamingTrainer if streams(self.config, images) else Trainer
         program = build(
             self.model(images), settings, members, images.train, train.batch_size, images.decode
         )
@@ -388,9 +393,10 @@ def _train(session: Session, runs: Sequence[Run], arm: Arm, progress: Progress) 
             report=record,
         )
     seconds = (time.perf_counter() - start) / len(runs)
+    state = devices.local(state._replace(opt_state=()))
+    gamma_starts = devices.local(trainer.members.gamma_start)
     if not devices.is_writer():
         return
-    state, gamma_starts = devices.local((state, trainer.members.gamma_start))
     model = session.model(images)
     for index, run in enumerate(runs):
         progress.note(f"evaluating {run.name}")

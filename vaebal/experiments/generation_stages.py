@@ -18,17 +18,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
 
 from vaebal import classifier, stages
 from vaebal.checkpoints import Checkpoints, write_atomically
 from vaebal.data import ImageSet, mean_image, steps_per_epoch
-from vaebal.devices import replicate
+from vaebal.devices import place
 from vaebal.errors import InputError
 from vaebal.fitting import Fitter, fit
 from vaebal.models import conv_vae, init_params, latent_noise, mlp_vae
 from vaebal.nets import ACTIVATIONS
 from vaebal.progress import Progress
-from vaebal.training import Optimisation, data_mesh
+from vaebal.training import Optimisation, mesh_for
 
 CLASSIFIER_SEED = 0  # one for all pipelines, so that their distances compare
 
@@ -180,7 +181,7 @@ class Session:
     @functools.cached_property
     def train(self) -> Array:
         """The stored training images, on every device."""
-        return replicate(self.images.train, data_mesh())
+        return place(self.images.train, NamedSharding(mesh_for(1), PartitionSpec()))
 
     @functools.cached_property
     def mean(self) -> Array:

@@ -206,7 +206,8 @@ def write(
     write_atomically(
         path / "table.md",
         f"# {config.name}: κ sweep on {images.name}\n\n"
-        f"{report.markdown_table(header, body)}\n\n{below}{sentence(rows)}\n\n{foot} Training took {seconds:.0f} s in all on {device}.\n\n"
+        f"{report.markdown_table(header, body)}\n\n{below}{sentence(rows)}\n\n"
+        f"{foot} Training took {seconds:.0f} s in all on {device}.\n\n"
         f"![error, NLL and active dimensions against κ](sweep.png)\n\n"
         f"![reconstructions and samples](pictures.png)\n\n"
         f"Versions: {', '.join(f'{k} {v}' for k, v in report.versions().items())}.\n\n"

@@ -138,10 +138,11 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
     """
     check(config)
     images = load(config.data.name, config.data.dir)
-    checks.batch_size(config, images)
+    groups = stacks(config, images.dim)
+    for members in set(map(len, groups)):
+        checks.batch_size(config, images, members)
     # After all that can be refused: a workdir holds no config that never ran.
     path = open_workdir(workdir, config.to_dict())
-    groups = stacks(config, images.dim)
     cells = list(itertools.chain(*groups))
     print(
         f"{config.name}: {len(cells)} members in {len(groups)} "
@@ -220,9 +221,10 @@ def _run_stack(
             report=progress.reporter(per_epoch * config.train.batch_size),
         )
     seconds = time.perf_counter() - start
+    state = devices.local(state._replace(opt_state=()))
     if not devices.is_writer():
         return
-    state, train = devices.local((state, trainer.images))
+    train = devices.local(trainer.images)
     test = jax.device_put(images.test)
     for index, cell in enumerate(cells):
         progress.note(f"evaluating {cell.name}")
@@ -317,5 +319,5 @@ def load_member(
                     )
                 model, trainer = make_trainer(config, images, group)
                 _, state = saved.restore_latest(trainer.state_shapes)
-            return model, member_params(state, group.index(wanted))
+            return model, member_params(devices.local(state), group.index(wanted))
     raise InputError(f"{wanted.name} is not a member of this sweep.")
