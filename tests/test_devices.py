@@ -11,11 +11,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from vaebal import devices
 from vaebal.errors import InputError
-from vaebal.training import EpochMetrics, mesh_for
+from vaebal.training import EpochMetrics, mesh_for, placed
 
 ROOT = Path(__file__).parent.parent
 SMALL_RUN = ROOT / "tests" / "small_run.py"
@@ -34,7 +34,7 @@ import sys
 from pathlib import Path
 import jax, numpy as np
 from small_run import trainer
-from vaebal.checkpoints import Checkpoints
+from vaebal.checkpoints import Checkpoints, fingerprint
 from vaebal.evaluation import posterior
 from vaebal.models import mlp_vae
 from vaebal.training import member_params, mesh_for
@@ -77,6 +77,14 @@ for name, end in (("one", ends["one"][0]), ("two", state), ("eight", ends["eight
 
 keep("later_on_two", program.run(state, 3)[0])
 keep("later_on_eight", programs["eight"].run(ends["eight"][0], 3)[0])
+
+for name, shard in (("whole", False), ("split", True)):
+    program = trainer(True, kappas=(5,), width=128, mesh=mesh_for(1), shard_parameters=shard)
+    state, metrics = program.run(program.init(), 67)
+    keep(f"f64_{name}", (state, metrics))
+    held = [leaf.addressable_data(0).nbytes for leaf in jax.tree.leaves(state)]
+    marks = fingerprint(state), fingerprint(jax.device_get(state))
+    np.savez(out / f"held_{name}", sum(held), *marks)
 """
 
 
@@ -133,6 +141,37 @@ def test_what_eight_devices_saved_goes_on_on_two(ends):
         load(ends / "restored.npz"), load(ends / "f64_eight.npz")[: -len(EpochMetrics._fields)], 0
     )
     assert_close(load(ends / "later_on_two.npz"), load(ends / "later_on_eight.npz"), 1e-12)
+
+
+def test_split_parameters_are_the_whole_ones_over_200_steps_in_float64(ends):
+    """On eight devices that share each batch, with less than a quarter of the memory for them."""
+    whole = load(ends / "f64_whole.npz")
+    assert whole[0].tolist() == [201]
+    assert_close(load(ends / "f64_split.npz"), whole, 1e-12)
+    (held_whole, *_), (held_split, *marks) = (
+        load(ends / f"held_{name}.npz") for name in ("whole", "split")
+    )
+    np.testing.assert_array_equal(*marks)  # a checkpoint's fingerprint, of all parts and of one
+    assert held_whole == sum(leaf.nbytes for leaf in whole[: -len(EpochMetrics._fields)])
+    assert held_split < held_whole / 4
+
+
+@pytest.mark.parametrize(
+    ("shape", "split", "axes"),
+    [
+        ((2, 256, 512), True, ("member", None, "data")),
+        ((2, 512, 256), True, ("member", "data", None)),
+        ((2, 513, 256), True, ("member", None, "data")),  # 513 / 4 is no integer
+        ((2, 513, 255), True, ("member", None, None)),
+        ((2, 64, 64), True, ("member", None, None)),  # small
+        ((2, 256, 512), False, ("member", None, None)),
+        ((2,), True, ("member",)),
+    ],
+)
+def test_leaves_are_split_along_the_longest_axis_that_divides(shape, split, axes):
+    mesh = AbstractMesh((2, 4), ("member", "data"))
+    got = placed({"a": np.zeros(shape, np.float32)}, mesh, split)["a"]
+    assert (got.shape, got.dtype, got.sharding.spec) == (shape, np.float32, PartitionSpec(*axes))
 
 
 @pytest.mark.parametrize("count", ["two", "eight"])

@@ -2,17 +2,21 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from configs import digits_kappa
+from vaebal.data import load
 from vaebal.errors import Diverged, InputError
-from vaebal.experiments import kappa_sweep, run
+from vaebal.experiments import checks, kappa_sweep, run
 
 ROOT = Path(__file__).parent.parent
 
@@ -215,7 +219,6 @@ def test_another_config_is_refused(finished):
 
 
 def test_a_finished_member_can_be_loaded(finished):
-    from vaebal.data import load
     from vaebal.evaluation import posterior
     from vaebal.experiments.kappa_sweep import load_member
 
@@ -236,13 +239,19 @@ def test_stacked_and_separate_members_agree(finished, tmp_path):
         assert separate["nll"] == pytest.approx(stacked["nll"], rel=1e-3)
 
 
-def test_eight_devices_train_as_one(finished, tmp_path):
-    """The batch is shared by eight virtual devices; the numbers are those of one."""
+def tiny_flags():
     flags = [f"--config.{k}={v}" for k, v in tiny().to_dict().items() if isinstance(v, str)]
     for group in ("model", "train", "eval"):
         flags += [f"--config.{group}.{k}={v}" for k, v in tiny()[group].items()]
+    return flags
+
+
+def test_eight_devices_train_as_one(finished, tmp_path):
+    """Four members on 4 × 2 virtual devices; the numbers are those of one."""
     done = main(
-        *flags, workdir=tmp_path / "run", XLA_FLAGS="--xla_force_host_platform_device_count=8"
+        *tiny_flags(),
+        workdir=tmp_path / "run",
+        XLA_FLAGS="--xla_force_host_platform_device_count=8",
     )
     assert done.returncode == 0, done.stderr
     assert "8 cpu device(s)" in done.stdout
@@ -250,3 +259,59 @@ def test_eight_devices_train_as_one(finished, tmp_path):
     for one, eight in zip(finished[1], sharded, strict=True):
         assert eight["error_mean"] == pytest.approx(one["error_mean"], rel=1e-3)
         assert eight["nll"] == pytest.approx(one["nll"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_report_every_member_once(finished, tmp_path):
+    """Two members of each stack in either; one writes and prints for both."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    processes = [
+        subprocess.Popen(
+            [
+                *(sys.executable, ROOT / "main.py", *tiny_flags(), f"--workdir={tmp_path / 'run'}"),
+                *("--distributed", f"--coordinator_address={address}"),
+                *("--num_processes=2", f"--process_id={index}"),
+            ],
+            cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for index in (0, 1)
+    ]  # fmt: skip
+    try:
+        said = [process.communicate(timeout=300) for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], said
+    finally:
+        for process in processes:
+            process.kill()
+    assert (said[0][0].count("2 cpu device(s)"), said[1][0]) == (1, "")
+    rows = json.loads((tmp_path / "run" / "rows.json").read_text())
+    assert len(rows) == len(finished[1])
+    for one, two in zip(finished[1], rows, strict=True):
+        assert (one["skips"], one["kappa"], one["seed"]) == (
+            two["skips"],
+            two["kappa"],
+            two["seed"],
+        )
+        for name in ("error_mean", "nll"):
+            assert two[name] == pytest.approx(one[name], rel=1e-3)
+    events = [len(list(each.iterdir())) for each in (tmp_path / "run" / "tensorboard").iterdir()]
+    assert events == [1] * len(rows)
+
+
+@pytest.mark.parametrize(("members", "sharing"), [(4, 2), (3, 8), (8, 1)])
+def test_a_batch_must_suit_the_devices_that_share_it_and_no_others(monkeypatch, members, sharing):
+    """Of eight; the stack takes as many of them as divide it."""
+    config, images = tiny(**{"train.batch_size": 3 * sharing}), load("digits")
+    monkeypatch.setattr(jax, "devices", lambda: range(8))
+    monkeypatch.setattr(
+        jax, "make_mesh",
+        lambda shape, axes, **_: SimpleNamespace(shape=dict(zip(axes, shape, strict=True))),
+    )  # fmt: skip
+    checks.batch_size(config, images, members)
+    if sharing > 1:
+        config.train.batch_size += 1
+        said = rf"batch_size={3 * sharing + 1} must be a multiple of the {sharing} devices"
+        with pytest.raises(InputError, match=said):
+            checks.batch_size(config, images, members)

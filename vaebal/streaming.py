@@ -26,6 +26,7 @@ from vaebal.training import (
     init_state,
     mesh_for,
     no_statistics,
+    placed,
     tallied_step,
 )
 from vaebal.units import to_unit_pixels
@@ -44,6 +45,11 @@ def host_mean_image(
         for start in range(0, len(rows), block)
     )
     return np.asarray(total / len(rows), jnp.result_type(float))
+
+
+def _compiled(out_shardings, function, *arguments, **options):
+    jitted = jax.jit(function, out_shardings=out_shardings, **options)
+    return jitted.lower(*arguments).compile()
 
 
 class StreamingTrainer:
@@ -66,12 +72,14 @@ class StreamingTrainer:
         rows: np.ndarray,
         batch_size: int,
         decode: Decode = to_unit_pixels,
+        shard_parameters: bool = False,
     ):
         """Compiles; reads `rows` [N, ...] once, a block at a time, for their mean.
 
         Args:
           members: stacked [M].
           decode: stored rows -> x [B, D] in [0, 1].
+          shard_parameters: see `Trainer`.
         """
         mesh = mesh_for(1)
         self._replicated = NamedSharding(mesh, PartitionSpec())
@@ -113,19 +121,20 @@ class StreamingTrainer:
             return jax.vmap(one)(members, state, sums)
 
         start = time.perf_counter()
-        self._init = self._compiled(init, self.members, self._data_mean)
-        self.state_shapes = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._replicated),
-            jax.eval_shape(init, self.members, self._data_mean),
-        )
-        sums = self._no_sums = self._compiled(jax.vmap(begin), self.members)(self.members)
+        shapes = jax.eval_shape(init, self.members, self._data_mean)
+        self.state_shapes = placed(shapes, mesh, split=shard_parameters)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state_shapes)
+        whole = self._replicated
+        self._init = _compiled(shardings, init, self.members, self._data_mean)
+        sums = self._no_sums = _compiled(whole, jax.vmap(begin), self.members)(self.members)
         chunk = jax.ShapeDtypeStruct(
             (shape[0], self._chunk_steps, *shape[1:]), rows.dtype, sharding=self._by_example
         )
-        self._advance = self._compiled(
-            advance, self.members, self.state_shapes, sums, chunk, self._count(1), donate_argnums=1
-        )
-        self._finish = self._compiled(finish, self.members, self.state_shapes, sums, self._probe)
+        self._advance = _compiled(
+            (shardings, whole), advance,
+            self.members, self.state_shapes, sums, chunk, self._count(1), donate_argnums=1,
+        )  # fmt: skip
+        self._finish = _compiled(whole, finish, self.members, self.state_shapes, sums, self._probe)
         self.compile_seconds = time.perf_counter() - start
 
     def _train(self, members: Member) -> None:
@@ -136,10 +145,6 @@ class StreamingTrainer:
         self._rows = rows
         on_host = rows[: self._batch_size], host_mean_image(rows, self._decode)
         self._probe, self._data_mean = place(on_host, self._replicated)
-
-    def _compiled(self, function, *arguments, **options):
-        jitted = jax.jit(function, out_shardings=self._replicated, **options)
-        return jitted.lower(*arguments).compile()
 
     def _count(self, steps: int) -> Array:
         return jax.make_array_from_process_local_data(self._replicated, np.int32(steps), ())

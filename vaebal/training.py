@@ -33,6 +33,8 @@ from vaebal.units import to_unit_pixels
 RESIDUAL_SHARE = 0.1
 # Its examples are this part of a batch: decoding at the posterior mean is extra work.
 RESIDUAL_PART = 4
+# Leaves with fewer elements are never split: their gathering would cost more than their memory.
+WHOLE_BELOW = 2**14
 
 
 class Member(NamedTuple):
@@ -299,6 +301,31 @@ def mesh_for(members: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
     )  # fmt: skip
 
 
+def placed(shapes: Any, mesh: Mesh, split: bool) -> Any:
+    """Stacked states' shapes [M, ...], with where they lie on a mesh of `mesh_for`.
+
+    Each device holds its own members. If `split`, it holds only a part of their larger leaves,
+    cut along the longest axis that the data axis divides (fully sharded data parallelism).
+
+    Args:
+      shapes: a tree of arrays or jax.ShapeDtypeStruct.
+
+    Returns:
+      The tree of jax.ShapeDtypeStruct with shardings.
+    """
+    parts = mesh.shape["data"]
+
+    def one(leaf) -> jax.ShapeDtypeStruct:
+        axes: list[str | None] = ["member", *(None for _ in leaf.shape[1:])]
+        cuts = [axis for axis in range(1, leaf.ndim) if leaf.shape[axis] % parts == 0]
+        if split and cuts and math.prod(leaf.shape[1:]) >= WHOLE_BELOW:
+            axes[max(cuts, key=lambda axis: leaf.shape[axis])] = "data"
+        sharding = NamedSharding(mesh, PartitionSpec(*axes))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(one, shapes)
+
+
 # A state and the sums of its steps' statistics.
 Tallied = tuple[TrainState, dict[str, Array]]
 
@@ -406,8 +433,14 @@ class Trainer:
         batch_size: int,
         decode: Decode = to_unit_pixels,
         mesh: Mesh | None = None,
+        shard_parameters: bool = False,
     ):
-        """Compiles for the devices of `mesh` (default: `mesh_for` of all devices)."""
+        """Compiles for the devices of `mesh` (default: `mesh_for` of all devices).
+
+        Args:
+          shard_parameters: whether the devices that share a batch also share the parameters and
+            the optimiser's moments, see `placed`, instead of holding copies.
+        """
         mesh = mesh_for(len(members.seed)) if mesh is None else mesh
         self._replicated = NamedSharding(mesh, PartitionSpec())
         self._by_member = NamedSharding(mesh, PartitionSpec("member"))
@@ -426,18 +459,14 @@ class Trainer:
             )(members, state)
 
         start = time.perf_counter()
-        self._init = (
-            jax.jit(init, out_shardings=self._by_member)
-            .lower(self.members, self._data_mean)
-            .compile()
-        )
         shapes = jax.eval_shape(init, self.members, self._data_mean)
-        self.state_shapes = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._by_member),
-            shapes,
+        self.state_shapes = placed(shapes, mesh, split=shard_parameters)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state_shapes)
+        self._init = (
+            jax.jit(init, out_shardings=shardings).lower(self.members, self._data_mean).compile()
         )
         self._run = (
-            jax.jit(run, donate_argnums=1, out_shardings=(self._by_member, self._replicated))
+            jax.jit(run, donate_argnums=1, out_shardings=(shardings, self._replicated))
             .lower(self.members, self.state_shapes, self.images, self._count(1))
             .compile()
         )

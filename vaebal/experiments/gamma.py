@@ -277,8 +277,9 @@ class Session:
         )
         build = StreamingTrainer if streams(self.config, images) else Trainer
         program = build(
-            self.model(images), settings, members, images.train, train.batch_size, images.decode
-        )
+            self.model(images), settings, members, images.train, train.batch_size, images.decode,
+            shard_parameters=train.shard_parameters,
+        )  # fmt: skip
         self._programs[key] = program
         return program
 

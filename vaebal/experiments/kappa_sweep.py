@@ -201,7 +201,10 @@ def make_trainer(
     members = stack_members(
         [Member(c.seed, c.kappa, config.model.gamma, config.train.gamma_rate) for c in cells]
     )
-    return model, Trainer(model, settings, members, images.train, config.train.batch_size)
+    return model, Trainer(
+        model, settings, members, images.train, config.train.batch_size,
+        shard_parameters=config.train.shard_parameters,
+    )  # fmt: skip
 
 
 def _run_stack(
