@@ -270,7 +270,7 @@ def test_the_latent_gradient_is_that_of_finite_differences(small_vae, pixels):
             return np.asarray(jnp.square(x - x_hat).sum(-1)) / 0.4
 
         slopes = np.stack(
-            [(nll(z + 1e-6 * e) - nll(z - 1e-6 * e)) / 2e-6 for e in np.eye(5)[:, None]], -1
+            [(nll(z + 1e-6 * e) - nll(z - 1e-6 * e)) / 2e-6 for e in np.eye(5)[:4, None]], -1
         )
         expected = np.linalg.norm(slopes, axis=-1).mean()
         got = float(latent_gradient_norm(model, params, x, member))

@@ -259,7 +259,8 @@ def latent_gradient_norm(model: GaussianVAE, params: Any, x: Array, member: Memb
     """
     eps = latent_noise(stream(member.seed, "probe"), len(x), model.latents)
     mean, log_var = model.apply({"params": params}, x, member.kappa, method="encode")
-    eps = jnp.where(model.latent_mask(member.kappa), eps, 0.0)
+    mask = model.latent_mask(member.kappa)
+    eps = jnp.where(mask, eps, 0.0)
 
     def reconstruction(z):
         x_hat = model.apply({"params": params}, z, method="decode")
@@ -267,6 +268,7 @@ def latent_gradient_norm(model: GaussianVAE, params: Any, x: Array, member: Memb
         return isotropic_nll(jnp.square(x - x_hat).sum(-1), log_gamma, x.shape[-1]).sum()
 
     gradient = jax.grad(reconstruction)(reparameterise(mean, log_var, eps))
+    gradient = jnp.where(mask, gradient, 0.0)  # padding, which the decoder is never given
     return jnp.linalg.norm(gradient, axis=-1).mean()
 
 
