@@ -44,6 +44,7 @@ def kappa_sweep(name: str) -> ml_collections.ConfigDict:
     train.gamma_rule = "closed_form"
     train.gamma_rate = 5e-3  # at most so many nats of log gamma a step: the homotopy's speed
     train.stack = "auto"  # members in one program: "all" of a skip variant, "none", "auto"
+    train.shard_parameters = False  # True: split over the devices that share a batch
     train.epochs_per_chunk = 1  # in one compiled call; the progress bar's beat
     train.epochs_per_checkpoint = 25
 
@@ -105,6 +106,7 @@ def gamma(name: str) -> ml_collections.ConfigDict:
     train.epochs_per_chunk = 1
     train.epochs_per_checkpoint = 25
     train.device_bytes = 2**33  # more training images than this are streamed from the host
+    train.shard_parameters = False  # True: split over the devices that share a batch
 
     config.eval = ml_collections.ConfigDict()
     config.eval.block = 500  # images evaluated at a time

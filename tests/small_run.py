@@ -6,6 +6,7 @@ file, --pause waits so long after every chunk.
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -17,14 +18,19 @@ from vaebal.models import mlp_vae
 from vaebal.training import Member, Optimisation, Trainer, fit, stack_members
 
 
-def trainer(float64: bool = False, **options) -> Trainer:
-    """Two members with kappa 3 and 5 on [96, 16] pixels; three steps an epoch."""
+def trainer(
+    float64: bool = False, kappas: Sequence[int | None] = (5, 3), width: int = 12, **options
+) -> Trainer:
+    """Members of seeds 0, 1, ... with these kappas on [96, 16] pixels; three steps an epoch.
+
+    A seed whose kappa is None is left out.
+    """
     rng = np.random.default_rng(0)
     pixels = 1 / (1 + np.exp(-rng.normal(size=(96, 4)) @ rng.normal(size=(4, 16))))
     model = mlp_vae(
         outputs=16,
-        latents=5,
-        width=12,
+        latents=max(filter(None, kappas)),
+        width=width,
         encoder_layers=3,
         decoder_blocks=1,
         activation=jax.nn.silu,
@@ -39,7 +45,7 @@ def trainer(float64: bool = False, **options) -> Trainer:
         gamma_rule="closed_form",
         clip_norm=20.0,
     )
-    members = stack_members([Member(0, 5, 1.0, 0.02), Member(1, 3, 1.0, 0.02)])
+    members = stack_members([Member(s, k, 1.0, 0.02) for s, k in enumerate(kappas) if k])
     pixels = pixels.astype(np.float64 if float64 else np.float32)
     return Trainer(model, settings, members, pixels, 32, **options)
 
@@ -78,8 +84,9 @@ def main() -> int:
         except Preempted as notice:
             print(notice)
             return 75
+    state = devices.local(state)
     if flags.save and devices.is_writer():
-        np.savez(Path(flags.save), *jax.tree.leaves(jax.device_get(state)))
+        np.savez(Path(flags.save), *jax.tree.leaves(state))
     return 0
 
 

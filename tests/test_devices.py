@@ -11,12 +11,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from vaebal import devices
 from vaebal.errors import InputError
 from vaebal.experiments import run
-from vaebal.training import EpochMetrics, data_mesh
+from vaebal.training import EpochMetrics, mesh_for, placed
 
 ROOT = Path(__file__).parent.parent
 SMALL_RUN = ROOT / "tests" / "small_run.py"
@@ -35,25 +36,32 @@ import sys
 from pathlib import Path
 import jax, numpy as np
 from small_run import trainer
-from vaebal.checkpoints import Checkpoints
+from vaebal.checkpoints import Checkpoints, fingerprint
 from vaebal.evaluation import posterior
 from vaebal.models import mlp_vae
-from vaebal.training import data_mesh, member_params
+from vaebal.training import member_params, mesh_for
 
 jax.config.update("jax_disable_most_optimizations", True)
 out = Path(sys.argv[1])
 keep = lambda name, tree: np.savez(out / name, *jax.tree.leaves(jax.device_get(tree)))
-eight, two, one = (data_mesh(jax.devices()[:count]) for count in (8, 2, 1))
+eight, two, one = (mesh_for(2, jax.devices()[:count]) for count in (8, 2, 1))
+assert dict(eight.shape) == {"member": 2, "data": 4}
 
 for mesh, name in ((one, "f32_one"), (eight, "f32_eight")):
     program = trainer(mesh=mesh)
     keep(name, program.run(program.init(), 7))
+program = trainer(kappas=(None, 3), mesh=one)
+keep("f32_alone", program.run(program.init(), 7))
 
 jax.config.update("jax_enable_x64", True)
 programs = {n: trainer(True, mesh=mesh) for n, mesh in (("one", one), ("eight", eight))}
 ends = {n: program.run(program.init(), 67) for n, program in programs.items()}
 for name, end in ends.items():
     keep(f"f64_{name}", end)
+spread = ends["eight"][0]  # a member on each half of the devices
+assert {leaf.addressable_data(0).shape[0] for leaf in jax.tree.leaves(spread)} == {1}
+program = trainer(True, kappas=(None, 3), mesh=one)
+keep("f64_alone", program.run(program.init(), 67))
 
 with Checkpoints(out / "ck") as checkpoints:
     checkpoints.save(67, ends["eight"][0])
@@ -71,6 +79,14 @@ for name, end in (("one", ends["one"][0]), ("two", state), ("eight", ends["eight
 
 keep("later_on_two", program.run(state, 3)[0])
 keep("later_on_eight", programs["eight"].run(ends["eight"][0], 3)[0])
+
+for name, shard in (("whole", False), ("split", True)):
+    program = trainer(True, kappas=(5,), width=128, mesh=mesh_for(1), shard_parameters=shard)
+    state, metrics = program.run(program.init(), 67)
+    keep(f"f64_{name}", (state, metrics))
+    held = [leaf.addressable_data(0).nbytes for leaf in jax.tree.leaves(state)]
+    marks = fingerprint(state), fingerprint(jax.device_get(state))
+    np.savez(out / f"held_{name}", sum(held), *marks)
 """
 
 
@@ -111,12 +127,53 @@ def test_eight_devices_equal_one_over_20_steps_in_float32(ends):
     assert_close(load(ends / "f32_eight.npz"), one, 1e-5)
 
 
+@pytest.mark.parametrize(("precision", "rtol"), [("f64", 1e-12), ("f32", 1e-5)])
+def test_a_padded_member_on_eight_devices_is_the_member_alone_on_one(ends, precision, rtol):
+    """The second, with kappa = 3 of 5, over 201 steps and 21; its state is padded beyond kappa."""
+    alone = load(ends / f"{precision}_alone.npz")
+    stacked = load(ends / f"{precision}_eight.npz")
+    got = [a[1:][tuple(map(slice, b.shape))] for a, b in zip(stacked, alone, strict=True)]
+    assert sum(a.size < b[1:].size for a, b in zip(got, stacked, strict=True)) >= 12
+    assert_close(got, alone, rtol)
+
+
 def test_what_eight_devices_saved_goes_on_on_two(ends):
     """The values come back exactly, on two devices, and training goes on as on eight."""
     assert_close(
         load(ends / "restored.npz"), load(ends / "f64_eight.npz")[: -len(EpochMetrics._fields)], 0
     )
     assert_close(load(ends / "later_on_two.npz"), load(ends / "later_on_eight.npz"), 1e-12)
+
+
+def test_split_parameters_are_the_whole_ones_over_200_steps_in_float64(ends):
+    """On eight devices that share each batch, with less than a quarter of the memory for them."""
+    whole = load(ends / "f64_whole.npz")
+    assert whole[0].tolist() == [201]
+    assert_close(load(ends / "f64_split.npz"), whole, 1e-12)
+    (held_whole, *_), (held_split, *marks) = (
+        load(ends / f"held_{name}.npz") for name in ("whole", "split")
+    )
+    np.testing.assert_array_equal(*marks)  # a checkpoint's fingerprint, of all parts and of one
+    assert held_whole == sum(leaf.nbytes for leaf in whole[: -len(EpochMetrics._fields)])
+    assert held_split < held_whole / 4
+
+
+@pytest.mark.parametrize(
+    ("shape", "split", "axes"),
+    [
+        ((2, 256, 512), True, ("member", None, "data")),
+        ((2, 512, 256), True, ("member", "data", None)),
+        ((2, 513, 256), True, ("member", None, "data")),  # 513 / 4 is no integer
+        ((2, 513, 255), True, ("member", None, None)),
+        ((2, 64, 64), True, ("member", None, None)),  # small
+        ((2, 256, 512), False, ("member", None, None)),
+        ((2,), True, ("member",)),
+    ],
+)
+def test_leaves_are_split_along_the_longest_axis_that_divides(shape, split, axes):
+    mesh = AbstractMesh((2, 4), ("member", "data"))
+    got = placed({"a": np.zeros(shape, np.float32)}, mesh, split)["a"]
+    assert (got.shape, got.dtype, got.sharding.spec) == (shape, np.float32, PartitionSpec(*axes))
 
 
 @pytest.mark.parametrize("count", ["two", "eight"])
@@ -282,8 +339,27 @@ def test_a_notice_is_only_what_comes_while_it_is_asked_for():
         signal.signal(signal.SIGTERM, before)
 
 
+@pytest.mark.parametrize(
+    ("members", "count", "shape"),
+    [
+        (1, 8, (1, 8)),
+        (2, 8, (2, 4)),
+        (12, 8, (4, 2)),
+        (16, 8, (8, 1)),
+        (25, 8, (1, 8)),
+        (5, 1, (1, 1)),
+    ],
+)
+def test_members_are_spread_as_far_as_they_divide(monkeypatch, members, count, shape):
+    monkeypatch.setattr(
+        jax, "make_mesh", lambda shape, axes, **_: dict(zip(axes, shape, strict=True))
+    )
+    assert mesh_for(members, range(count)) == dict(zip(("member", "data"), shape, strict=True))
+
+
 def test_local_copies_are_on_one_device():
-    tree = devices.replicate({"a": np.arange(3.0), "b": np.int32(2)}, data_mesh())
+    sharding = NamedSharding(mesh_for(1), PartitionSpec())
+    tree = devices.place({"a": np.arange(3.0), "b": np.int32(2)}, sharding)
     got = devices.local(tree)
     assert {leaf.sharding.num_devices for leaf in jax.tree.leaves(got)} == {1}
     np.testing.assert_array_equal(got["a"], [0, 1, 2])

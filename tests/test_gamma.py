@@ -10,7 +10,7 @@ import pytest
 
 from configs import base, celeba64_gamma, celeba128_gamma, rendered64_gamma
 from vaebal.data import manifold
-from vaebal.errors import InputError
+from vaebal.errors import Diverged, InputError
 from vaebal.experiments import gamma, gamma_report
 from vaebal.models import init_params, prior_samples
 from vaebal.streams import stream
@@ -134,6 +134,42 @@ def test_a_seed_among_others_is_the_seed_alone(finished, tmp_path, monkeypatch):
         assert alone[name] == pytest.approx(among[name], rel=1e-4), name
         other = rows["adaptive", 2, 0][name]
         assert other != pytest.approx(among[name], rel=1e-4), name  # so it could fail
+
+
+def test_a_run_that_stops_takes_with_it_those_that_need_its_gamma_and_no_other(
+    finished, tmp_path, monkeypatch
+):
+    _, whole = finished
+    member = gamma.Session.member
+
+    def spoiled(session, run, arm):
+        lost = (run.arm, run.seed) == ("adaptive", 1)
+        return member(session, run, arm)._replace(**{"gamma_start": math.nan} if lost else {})
+
+    monkeypatch.setattr(gamma.Session, "member", spoiled)
+    config = tiny(data__ranks=(2,))
+    with pytest.raises(Diverged) as error:
+        gamma.run(config, str(tmp_path))
+    said = str(error.value)
+    assert said in (tmp_path / "table.md").read_text().splitlines()
+    stopped = [arm for arm in ARMS if "adaptive" in arm]
+    for arm in stopped:
+        folder = tmp_path / "runs" / (name := gamma.Run(arm, 2, 1).name)
+        row = {"arm": arm, "rank": 2, "seed": 1, "stopped": 0}
+        assert json.loads((folder / "row.json").read_text()) == row
+        assert f"{name} (step 0)" in said
+        assert not (folder / "history.jsonl").exists()
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert len(rows) == 2 * len(ARMS) - len(stopped)
+    for row in rows:
+        expected = whole[row["arm"], 2, row["seed"]]
+        for name in ("gamma", "error_mean", "negative_elbo"):
+            assert row[name] == pytest.approx(expected[name], rel=1e-4), name
+
+    monkeypatch.setattr(gamma, "Trainer", None)
+    with pytest.raises(Diverged) as error:
+        gamma.run(config, str(tmp_path))
+    assert str(error.value) == said
 
 
 def test_rows_too_large_for_the_device_are_streamed_into_the_same_run(

@@ -277,7 +277,7 @@ def test_a_report_leaves_out_only_what_the_rows_do_not_have(
 ):
     rows = [row(arm, rank, seed, 3, 1.0, 0.1) for rank in ranks for seed in seeds for arm in arms]
     config, histories, pictures, images = experiment(rows)
-    gamma_report.write(config, tmp_path, rows, histories, pictures, images)
+    gamma_report.write(config, tmp_path, rows, "", histories, pictures, images)
     text = (tmp_path / "table.md").read_text()
     for figure in ("speed.png", "dimensions.png", "homotopy.png", "pictures.png"):
         assert (tmp_path / figure).exists() == (figure not in missing)

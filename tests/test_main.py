@@ -2,17 +2,21 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from configs import digits_kappa
-from vaebal.errors import InputError
-from vaebal.experiments import run
+from vaebal.data import load
+from vaebal.errors import Diverged, InputError
+from vaebal.experiments import checks, kappa_sweep, run
 
 ROOT = Path(__file__).parent.parent
 
@@ -169,6 +173,45 @@ def test_an_unfinished_member_alone_is_done_again(finished):
         }
 
 
+def test_a_member_that_stops_is_named_and_the_others_are_reported(finished, tmp_path, monkeypatch):
+    """With one seed of kappa = 3 spoiled, and no skips; its row holds no number."""
+    member = kappa_sweep.Member
+    spoiled = lambda seed, kappa, gamma, rate: member(  # noqa: E731
+        seed, kappa, float("nan") if (seed, kappa) == (1, 3) else gamma, rate
+    )
+    config, path = tiny(**{"model.skips": ("none",)}), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(kappa_sweep, "Member", spoiled)
+        with pytest.raises(Diverged) as error:
+            run(config, str(path))
+    said = str(error.value)
+    assert "none_kappa3_seed1 (step 0). Lower train.learning_rate" in said
+    held = json.loads((path / "members" / "none_kappa3_seed1" / "row.json").read_text())
+    assert held == {"skips": "none", "kappa": 3, "seed": 1, "stopped": 0}
+    rows = json.loads((path / "rows.json").read_text())
+    assert [(row["kappa"], row["seed"]) for row in rows] == [(2, 0), (2, 1), (3, 0)]
+    for row, whole in zip(rows, finished[1][4:], strict=False):
+        assert row["nll"] == pytest.approx(whole["nll"], rel=1e-6)
+    lines = (path / "table.md").read_text().splitlines()
+    below = 2 + max(i for i, line in enumerate(lines) if line.startswith("|"))
+    assert lines[below] == said
+
+    monkeypatch.setattr(kappa_sweep, "make_trainer", None)  # would fail if called
+    with pytest.raises(Diverged) as error:
+        run(config, str(path))
+    assert str(error.value) == said
+
+
+def test_a_sweep_of_which_nothing_is_left_ends_in_a_sentence_and_exit_code_1(tmp_path):
+    flags = ["--config.model.gamma=1e-39", "--config.model.kappas=(2,)", "--config.model.width=8"]
+    done = main(*flags, "--config.model.skips=('none',)", workdir=tmp_path / "run")
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    for seed in (0, 1, 2):
+        assert f"none_kappa2_seed{seed} (step 0)" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "run" / "table.md").exists()
+
+
 def test_another_config_is_refused(finished):
     path, _ = finished
     with pytest.raises(InputError, match=r"train.epochs=3, and this one has train.epochs=4"):
@@ -176,7 +219,6 @@ def test_another_config_is_refused(finished):
 
 
 def test_a_finished_member_can_be_loaded(finished):
-    from vaebal.data import load
     from vaebal.evaluation import posterior
     from vaebal.experiments.kappa_sweep import load_member
 
@@ -197,13 +239,19 @@ def test_stacked_and_separate_members_agree(finished, tmp_path):
         assert separate["nll"] == pytest.approx(stacked["nll"], rel=1e-3)
 
 
-def test_eight_devices_train_as_one(finished, tmp_path):
-    """The batch is shared by eight virtual devices; the numbers are those of one."""
+def tiny_flags():
     flags = [f"--config.{k}={v}" for k, v in tiny().to_dict().items() if isinstance(v, str)]
     for group in ("model", "train", "eval"):
         flags += [f"--config.{group}.{k}={v}" for k, v in tiny()[group].items()]
+    return flags
+
+
+def test_eight_devices_train_as_one(finished, tmp_path):
+    """Four members on 4 × 2 virtual devices; the numbers are those of one."""
     done = main(
-        *flags, workdir=tmp_path / "run", XLA_FLAGS="--xla_force_host_platform_device_count=8"
+        *tiny_flags(),
+        workdir=tmp_path / "run",
+        XLA_FLAGS="--xla_force_host_platform_device_count=8",
     )
     assert done.returncode == 0, done.stderr
     assert "8 cpu device(s)" in done.stdout
@@ -211,3 +259,59 @@ def test_eight_devices_train_as_one(finished, tmp_path):
     for one, eight in zip(finished[1], sharded, strict=True):
         assert eight["error_mean"] == pytest.approx(one["error_mean"], rel=1e-3)
         assert eight["nll"] == pytest.approx(one["nll"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_report_every_member_once(finished, tmp_path):
+    """Two members of each stack in either; one writes and prints for both."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    processes = [
+        subprocess.Popen(
+            [
+                *(sys.executable, ROOT / "main.py", *tiny_flags(), f"--workdir={tmp_path / 'run'}"),
+                *("--distributed", f"--coordinator_address={address}"),
+                *("--num_processes=2", f"--process_id={index}"),
+            ],
+            cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for index in (0, 1)
+    ]  # fmt: skip
+    try:
+        said = [process.communicate(timeout=300) for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], said
+    finally:
+        for process in processes:
+            process.kill()
+    assert (said[0][0].count("2 cpu device(s)"), said[1][0]) == (1, "")
+    rows = json.loads((tmp_path / "run" / "rows.json").read_text())
+    assert len(rows) == len(finished[1])
+    for one, two in zip(finished[1], rows, strict=True):
+        assert (one["skips"], one["kappa"], one["seed"]) == (
+            two["skips"],
+            two["kappa"],
+            two["seed"],
+        )
+        for name in ("error_mean", "nll"):
+            assert two[name] == pytest.approx(one[name], rel=1e-3)
+    events = [len(list(each.iterdir())) for each in (tmp_path / "run" / "tensorboard").iterdir()]
+    assert events == [1] * len(rows)
+
+
+@pytest.mark.parametrize(("members", "sharing"), [(4, 2), (3, 8), (8, 1)])
+def test_a_batch_must_suit_the_devices_that_share_it_and_no_others(monkeypatch, members, sharing):
+    """Of eight; the stack takes as many of them as divide it."""
+    config, images = tiny(**{"train.batch_size": 3 * sharing}), load("digits")
+    monkeypatch.setattr(jax, "devices", lambda: range(8))
+    monkeypatch.setattr(
+        jax, "make_mesh",
+        lambda shape, axes, **_: SimpleNamespace(shape=dict(zip(axes, shape, strict=True))),
+    )  # fmt: skip
+    checks.batch_size(config, images, members)
+    if sharing > 1:
+        config.train.batch_size += 1
+        said = rf"batch_size={3 * sharing + 1} must be a multiple of the {sharing} devices"
+        with pytest.raises(InputError, match=said):
+            checks.batch_size(config, images, members)

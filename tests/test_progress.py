@@ -49,7 +49,7 @@ def assert_whole(directory) -> None:
         for event in others:
             got = {value.tag: value.simple_value for value in event.summary.value}
             assert got["loss"] == pytest.approx(event.step / scale)
-            assert set(got) == set(EpochMetrics._fields) - {"first_bad_step"} - (
+            assert set(got) == set(EpochMetrics._fields) - {"stopped"} - (
                 {"residual_variance"} if member == "a" else set()
             )
 

@@ -89,6 +89,19 @@ def test_fit_resumes_at_the_states_step(both, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, fitted("b", 3), whole)
 
 
+def test_a_member_that_stops_leaves_the_others_their_batches(both, rows):
+    """The first of two, at step 0: the second still gets the batches of its own step."""
+    spoiled = members((0, 7))._replace(gamma_start=np.float32([np.nan, 1.0]))
+    ends = []
+    for stack in (members((0, 7)), spoiled):
+        streamed = both[0].on(stack, rows)
+        state, _ = streamed.run(streamed.init(), 1)
+        ends.append(streamed.run(state, 2)[0])
+    assert ends[1].stopped.tolist() == [0, -1]
+    assert ends[1].step.tolist() == [0, 12]
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[1], b[1]), *ends)
+
+
 def test_a_program_serves_other_members_and_rows(both, rows):
     streamed, resident = both
     other = np.ascontiguousarray(255 - rows[::-1])

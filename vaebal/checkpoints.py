@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax import Array
 
-from vaebal.devices import agreed, is_writer
+from vaebal.devices import agreed, is_writer, local
 from vaebal.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -238,7 +238,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         """
         self._before_save()
         # Orbax and what is below it check metadata and lengths, but not the values.
-        marks = jax.device_get(fingerprint(state)).tolist()
+        marks = jax.device_get(local(fingerprint(state))).tolist()
         with self._writing():
             self._manager.save(
                 epoch,
@@ -275,7 +275,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             raise CheckpointError(
                 f"Checkpoint {self.path(epoch)} cannot be read ({_in_a_line(error)})."
             ) from error
-        if marks is not None and marks != jax.device_get(fingerprint(state)).tolist():
+        if marks is not None and marks != jax.device_get(local(fingerprint(state))).tolist():
             raise CheckpointError(
                 f"Checkpoint {self.path(epoch)} is damaged (its values are not those saved)."
             )

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from vaebal.errors import InputError
 
@@ -65,13 +65,12 @@ def agreed(value: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
 
 
-def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Host arrays, the same in every process, on every device of `mesh`.
+def place(tree: Any, sharding: NamedSharding) -> Any:
+    """Host arrays, the same in every process, laid out over devices as `sharding` says.
 
     Raises:
       AssertionError: the processes hold different values.
     """
-    sharding = NamedSharding(mesh, PartitionSpec())
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
     tree = jax.tree.map(np.ascontiguousarray, tree)
@@ -84,10 +83,15 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def local(tree: Any) -> Any:
-    """Replicated arrays -> this process's own copies, each on one device.
+    """Arrays over one mesh -> this process's own whole copies, each on one device.
 
-    What is computed from them is computed by this process alone, with no word to the others.
+    All processes call this, as what is spread over them is gathered. What is computed from the
+    copies is computed by this process alone, with no word to the others.
     """
+    leaves = jax.tree.leaves(tree)
+    if not all(leaf.is_fully_replicated for leaf in leaves):
+        whole = NamedSharding(leaves[0].sharding.mesh, PartitionSpec())
+        tree = jax.jit(lambda tree: tree, out_shardings=whole)(tree)
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
 

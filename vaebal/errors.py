@@ -6,4 +6,4 @@ class InputError(ValueError):
 
 
 class Diverged(RuntimeError):
-    """A non-finite loss or gradient; names the step and the last good checkpoint. Exit code 1."""
+    """A non-finite loss or gradient; names what stopped, and its step. Exit code 1."""

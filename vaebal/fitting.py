@@ -26,7 +26,7 @@ from vaebal.streams import stream
 from vaebal.training import (
     Member,
     Optimisation,
-    data_mesh,
+    mesh_for,
     next_log_gamma,
     weights_optimiser,
     without_gamma,
@@ -95,7 +95,7 @@ class Fitter:
         settings: `gamma_rule` and what belongs to it are not read.
         gamma_rate: nats of log gamma a step at most, where gamma is a parameter.
         """
-        mesh = data_mesh()
+        mesh = mesh_for(1)
         self._replicated = NamedSharding(mesh, PartitionSpec())
         by_example = NamedSharding(mesh, PartitionSpec("data"))
 

@@ -124,7 +124,7 @@ class Progress(contextlib.AbstractContextManager):
             rate = images_per_epoch * epochs * self._members / seconds
             self._text = f"{describe(metrics)}  {rate:,.0f} images/s"
             values = metrics._asdict()
-            del values["first_bad_step"]
+            del values["stopped"]
             members = range(self._members)
             self._show(epoch, [{name: float(v[m]) for name, v in values.items()} for m in members])
 
@@ -178,8 +178,13 @@ class Progress(contextlib.AbstractContextManager):
 
 def describe(metrics: EpochMetrics) -> str:
     """One line for a stack's metrics [M]: medians, and the range of active dimensions."""
+    stopped = metrics.stopped >= 0
+    end = f"{stopped.sum()} stopped" if stopped.any() else ""
+    if stopped.all():
+        return end
+    metrics = EpochMetrics(*(values[~stopped] for values in metrics))
     low, high = int(np.min(metrics.active)), int(np.max(metrics.active))
     return (
         f"loss {np.median(metrics.loss):.1f}  rec {np.median(metrics.squared_error):.2f}  "
-        f"γ {np.median(metrics.gamma):.2g}  active {low if low == high else f'{low}–{high}'}"
-    )
+        f"γ {np.median(metrics.gamma):.2g}  active {low if low == high else f'{low}–{high}'}  {end}"
+    ).rstrip()

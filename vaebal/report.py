@@ -5,7 +5,7 @@ import importlib.metadata
 import io
 import json
 import platform
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,17 @@ def rows_with(rows: Sequence[Row], **fields: Any) -> list[Row]:
 def distinct(rows: Sequence[Row], field: str) -> list[Any]:
     """The field's values in the order they came."""
     return list(dict.fromkeys(row[field] for row in rows))
+
+
+def stopped(rows: Mapping[str, Row], fix: str) -> str:
+    """One sentence naming the members whose rows say that they stopped, and the `fix`; or ""."""
+    steps = [f"{name} (step {row['stopped']})" for name, row in rows.items() if "stopped" in row]
+    if not steps:
+        return ""
+    return (
+        f"Stopped where a loss or gradient was not finite, and in no number here: "
+        f"{', '.join(steps)}. {fix}, in a new --workdir."
+    )
 
 
 def versions() -> dict[str, str]:

@@ -14,7 +14,7 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vaebal.data import Decode, steps_per_epoch
-from vaebal.devices import replicate
+from vaebal.devices import place
 from vaebal.feeding import Feeder
 from vaebal.models import GaussianVAE
 from vaebal.training import (
@@ -22,10 +22,11 @@ from vaebal.training import (
     Member,
     Optimisation,
     TrainState,
-    data_mesh,
     epoch_metrics,
     init_state,
+    mesh_for,
     no_statistics,
+    placed,
     tallied_step,
 )
 from vaebal.units import to_unit_pixels
@@ -46,10 +47,16 @@ def host_mean_image(
     return np.asarray(total / len(rows), jnp.result_type(float))
 
 
+def _compiled(out_shardings, function, *arguments, **options):
+    jitted = jax.jit(function, out_shardings=out_shardings, **options)
+    return jitted.lower(*arguments).compile()
+
+
 class StreamingTrainer:
     """What `training.fit` needs of a `Trainer`, for rows in host memory or memory-mapped.
 
-    The programs are compiled ahead of time, as there.
+    The programs are compiled ahead of time, as there. Every device holds all members, and all
+    devices share each batch.
 
     Attributes:
       members: of arrays [M].
@@ -65,14 +72,16 @@ class StreamingTrainer:
         rows: np.ndarray,
         batch_size: int,
         decode: Decode = to_unit_pixels,
+        shard_parameters: bool = False,
     ):
         """Compiles; reads `rows` [N, ...] once, a block at a time, for their mean.
 
         Args:
           members: stacked [M].
           decode: stored rows -> x [B, D] in [0, 1].
+          shard_parameters: see `Trainer`.
         """
-        mesh = data_mesh()
+        mesh = mesh_for(1)
         self._replicated = NamedSharding(mesh, PartitionSpec())
         self._by_example = NamedSharding(mesh, PartitionSpec(None, None, "data"))
         self._batch_size, self._decode = batch_size, decode
@@ -88,58 +97,54 @@ class StreamingTrainer:
             return jax.vmap(lambda member: init_state(model, settings, member, data_mean))(members)
 
         def begin(member):
-            return no_statistics(model), jnp.full((), -1, jnp.int32)
+            return no_statistics(model)
 
-        def advance(members, state, tally, chunk, count):
+        def advance(members, state, sums, chunk, count):
             """The first `count` steps of chunk [M, T, B, ...]."""
 
-            def one(member, state, tally, chunk):
+            def one(member, state, sums, chunk):
                 def step(t, tallied):
-                    state, sums, bad = tallied
+                    state, sums = tallied
                     starts = state.step % self._steps == 0
                     sums = jax.tree.map(lambda total: jnp.where(starts, 0.0, total), sums)
                     x = jax.lax.with_sharding_constraint(decode(chunk[t]), x_by_example)
-                    return tallied_step(model, settings, member, (state, sums, bad), x)
+                    return tallied_step(model, settings, member, (state, sums), x)
 
-                state, *tally = jax.lax.fori_loop(0, count, step, (state, *tally))
-                return state, tuple(tally)
+                return jax.lax.fori_loop(0, count, step, (state, sums))
 
-            return jax.vmap(one)(members, state, tally, chunk)
+            return jax.vmap(one)(members, state, sums, chunk)
 
-        def finish(members, state, tally, probe):
-            def one(member, state, tally):
-                return epoch_metrics(model, member, (state, *tally), self._steps, decode(probe))
+        def finish(members, state, sums, probe):
+            def one(member, *tallied):
+                return epoch_metrics(model, member, tallied, self._steps, decode(probe))
 
-            return jax.vmap(one)(members, state, tally)
+            return jax.vmap(one)(members, state, sums)
 
         start = time.perf_counter()
-        self._init = self._compiled(init, self.members, self._data_mean)
-        self.state_shapes = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._replicated),
-            jax.eval_shape(init, self.members, self._data_mean),
-        )
-        tally = self._no_tally = self._compiled(jax.vmap(begin), self.members)(self.members)
+        shapes = jax.eval_shape(init, self.members, self._data_mean)
+        self.state_shapes = placed(shapes, mesh, split=shard_parameters)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state_shapes)
+        whole = self._replicated
+        self._init = _compiled(shardings, init, self.members, self._data_mean)
+        sums = self._no_sums = _compiled(whole, jax.vmap(begin), self.members)(self.members)
         chunk = jax.ShapeDtypeStruct(
             (shape[0], self._chunk_steps, *shape[1:]), rows.dtype, sharding=self._by_example
         )
-        self._advance = self._compiled(
-            advance, self.members, self.state_shapes, tally, chunk, self._count(1), donate_argnums=1
-        )
-        self._finish = self._compiled(finish, self.members, self.state_shapes, tally, self._probe)
+        self._advance = _compiled(
+            (shardings, whole), advance,
+            self.members, self.state_shapes, sums, chunk, self._count(1), donate_argnums=1,
+        )  # fmt: skip
+        self._finish = _compiled(whole, finish, self.members, self.state_shapes, sums, self._probe)
         self.compile_seconds = time.perf_counter() - start
 
     def _train(self, members: Member) -> None:
         self._seeds = np.asarray(members.seed).tolist()
-        self.members = replicate(members, self._replicated.mesh)
+        self.members = place(members, self._replicated)
 
     def _feed(self, rows: np.ndarray) -> None:
         self._rows = rows
         on_host = rows[: self._batch_size], host_mean_image(rows, self._decode)
-        self._probe, self._data_mean = replicate(on_host, self._replicated.mesh)
-
-    def _compiled(self, function, *arguments, **options):
-        jitted = jax.jit(function, out_shardings=self._replicated, **options)
-        return jitted.lower(*arguments).compile()
+        self._probe, self._data_mean = place(on_host, self._replicated)
 
     def _count(self, steps: int) -> Array:
         return jax.make_array_from_process_local_data(self._replicated, np.int32(steps), ())
@@ -159,13 +164,13 @@ class StreamingTrainer:
     def run(self, state: TrainState, epochs: int) -> tuple[TrainState, EpochMetrics]:
         """`epochs` epochs; `state` is donated. Metrics [M] are those of the last epoch."""
         left = epochs * self._steps
-        tally, before = self._no_tally, None
+        sums, before = self._no_sums, None
         feeder = Feeder(
             self._rows,
             seeds=self._seeds,
             batch_size=self._batch_size,
             steps_per_chunk=self._chunk_steps,
-            start_step=int(jax.device_get(state.step)[0]),
+            start_step=int(jax.device_get(state.step).max()),  # of the members that go on
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
@@ -173,9 +178,9 @@ class StreamingTrainer:
             while left > 0:
                 chunk = jax.make_array_from_process_local_data(self._by_example, next(feeder))
                 count = min(left, self._chunk_steps)
-                state, tally = self._advance(self.members, state, tally, chunk, self._count(count))
+                state, sums = self._advance(self.members, state, sums, chunk, self._count(count))
                 left -= count
                 # Not more than the next chunk waits on the device while this one is trained on.
                 jax.block_until_ready(before)
-                before = tally
-            return state, self._finish(self.members, state, tally, self._probe)
+                before = sums
+            return state, self._finish(self.members, state, sums, self._probe)

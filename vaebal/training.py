@@ -7,6 +7,7 @@ chunks, so a resumed run repeats the uninterrupted one.
 """
 
 import copy
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -20,8 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vaebal.checkpoints import Checkpoints, Preempted
 from vaebal.data import Decode, epoch_order, mean_image, steps_per_epoch
-from vaebal.devices import LeaveNotice, replicate
-from vaebal.errors import Diverged
+from vaebal.devices import LeaveNotice, place
 from vaebal.gaussians import isotropic_nll, reparameterise
 from vaebal.models import GaussianVAE, init_params, latent_noise
 from vaebal.objectives import gaussian_vae_terms
@@ -33,6 +33,8 @@ from vaebal.units import to_unit_pixels
 RESIDUAL_SHARE = 0.1
 # Its examples are this part of a batch: decoding at the posterior mean is extra work.
 RESIDUAL_PART = 4
+# Leaves with fewer elements are never split: their gathering would cost more than their memory.
+WHOLE_BELOW = 2**14
 
 
 class Member(NamedTuple):
@@ -64,10 +66,11 @@ class TrainState(NamedTuple):
     params: Any
     opt_state: Any  # of the weights
     gamma_state: Any  # ResidualMode ("adaptive"), Adam's state ("adam"), or ()
+    stopped: Array  # -1, or the step whose loss or gradient was not finite: never taken
 
 
 class EpochMetrics(NamedTuple):
-    """Means over one epoch's steps, per member."""
+    """Means over one epoch's steps, per member; NaN for one that has stopped."""
 
     loss: Array  # -ELBO, nats per example
     squared_error: Array  # ||x - x_hat||^2 at sampled z
@@ -78,7 +81,7 @@ class EpochMetrics(NamedTuple):
     residual_variance: Array  # the residual's largest, "adaptive" only; NaN else
     active: Array  # latents with Var_x(E[z|x]) > .01 over the epoch
     informative: Array  # latents with mean sigma^2 < 1/2 over the epoch
-    first_bad_step: Array  # first step with a non-finite loss or gradient; -1: none
+    stopped: Array  # see TrainState
 
 
 class Optimisation(NamedTuple):
@@ -184,6 +187,7 @@ def init_state(
         params,
         weights_optimiser(settings).init(without_gamma(params)),
         gamma_state,
+        jnp.full((), -1, jnp.int32),
     )
 
 
@@ -245,7 +249,7 @@ def train_step(
         "mean_squared": jnp.square(outputs.mean).mean(0),
         "variance": jnp.exp(outputs.log_var).mean(0),
     }
-    return TrainState(state.step + 1, params, opt_state, gamma_state), statistics
+    return TrainState(state.step + 1, params, opt_state, gamma_state, state.stopped), statistics
 
 
 def latent_gradient_norm(model: GaussianVAE, params: Any, x: Array, member: Member) -> Array:
@@ -255,7 +259,8 @@ def latent_gradient_norm(model: GaussianVAE, params: Any, x: Array, member: Memb
     """
     eps = latent_noise(stream(member.seed, "probe"), len(x), model.latents)
     mean, log_var = model.apply({"params": params}, x, member.kappa, method="encode")
-    eps = jnp.where(model.latent_mask(member.kappa), eps, 0.0)
+    mask = model.latent_mask(member.kappa)
+    eps = jnp.where(mask, eps, 0.0)
 
     def reconstruction(z):
         x_hat = model.apply({"params": params}, z, method="decode")
@@ -263,6 +268,7 @@ def latent_gradient_norm(model: GaussianVAE, params: Any, x: Array, member: Memb
         return isotropic_nll(jnp.square(x - x_hat).sum(-1), log_gamma, x.shape[-1]).sum()
 
     gradient = jax.grad(reconstruction)(reparameterise(mean, log_var, eps))
+    gradient = jnp.where(mask, gradient, 0.0)  # padding, which the decoder is never given
     return jnp.linalg.norm(gradient, axis=-1).mean()
 
 
@@ -282,15 +288,48 @@ def member_params(state: TrainState, index: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[index], state.params)
 
 
-def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """One axis, "data", over `devices`: all of every process unless told otherwise."""
+def mesh_for(members: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Axes "member" and "data" over `devices`: all of every process unless told otherwise.
+
+    Members need no word from each other, so they come first: a stack is spread over the greatest
+    common divisor of its size and the devices' number, and the devices that this leaves to every
+    part of it share each batch.
+    """
     devices = jax.devices() if devices is None else devices
-    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+    spread = math.gcd(members, len(devices))
+    return jax.make_mesh(
+        (spread, len(devices) // spread), ("member", "data"),
+        axis_types=(AxisType.Auto, AxisType.Auto), devices=devices,
+    )  # fmt: skip
 
 
-# A state, the sums of its steps' statistics, and the first step with a non-finite loss or
-# gradient (-1: none).
-Tallied = tuple[TrainState, dict[str, Array], Array]
+def placed(shapes: Any, mesh: Mesh, split: bool) -> Any:
+    """Stacked states' shapes [M, ...], with where they lie on a mesh of `mesh_for`.
+
+    Each device holds its own members. If `split`, it holds only a part of their larger leaves,
+    cut along the longest axis that the data axis divides (fully sharded data parallelism).
+
+    Args:
+      shapes: a tree of arrays or jax.ShapeDtypeStruct.
+
+    Returns:
+      The tree of jax.ShapeDtypeStruct with shardings.
+    """
+    parts = mesh.shape["data"]
+
+    def one(leaf) -> jax.ShapeDtypeStruct:
+        axes: list[str | None] = ["member", *(None for _ in leaf.shape[1:])]
+        cuts = [axis for axis in range(1, leaf.ndim) if leaf.shape[axis] % parts == 0]
+        if split and cuts and math.prod(leaf.shape[1:]) >= WHOLE_BELOW:
+            axes[max(cuts, key=lambda axis: leaf.shape[axis])] = "data"
+        sharding = NamedSharding(mesh, PartitionSpec(*axes))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(one, shapes)
+
+
+# A state and the sums of its steps' statistics.
+Tallied = tuple[TrainState, dict[str, Array]]
 
 
 def no_statistics(model: GaussianVAE) -> dict[str, Array]:
@@ -306,23 +345,24 @@ def no_statistics(model: GaussianVAE) -> dict[str, Array]:
 def tallied_step(
     model: GaussianVAE, settings: Optimisation, member: Member, tallied: Tallied, x: Array
 ) -> Tallied:
-    """`train_step`, with its statistics added."""
-    state, sums, bad = tallied
-    state, statistics = train_step(model, settings, member, state, x)
+    """`train_step`, with its statistics added; a step that is not finite is the member's end."""
+    state, sums = tallied
+    after, statistics = train_step(model, settings, member, state, x)
     finite = jnp.isfinite(statistics["loss"]) & jnp.isfinite(statistics["gradient_norm"])
-    bad = jnp.where((bad < 0) & ~finite, state.step - 1, bad)
-    return state, jax.tree.map(jnp.add, sums, statistics), bad
+    stopped = jnp.where((state.stopped < 0) & ~finite, state.step, state.stopped)
+    state = jax.tree.map(lambda new, old: jnp.where(stopped < 0, new, old), after, state)
+    return state._replace(stopped=stopped), jax.tree.map(jnp.add, sums, statistics)
 
 
 def epoch_metrics(
     model: GaussianVAE, member: Member, tallied: Tallied, steps: int, x: Array
 ) -> EpochMetrics:
     """The metrics of an epoch of `steps` steps; the latent gradient is probed on x [B, D]."""
-    state, sums, bad = tallied
+    state, sums = tallied
     means = jax.tree.map(lambda total: total / steps, sums)
     activity = means["mean_squared"] - jnp.square(means["mean"])
     log_gamma = model.apply({"params": state.params}, method="log_gamma")
-    return EpochMetrics(
+    metrics = EpochMetrics(
         loss=means["loss"],
         squared_error=means["squared_error"],
         kl=means["kl"],
@@ -332,8 +372,10 @@ def epoch_metrics(
         residual_variance=means["residual_variance"],
         active=(activity > 0.01).sum(),
         informative=(means["variance"] < 0.5).sum(),
-        first_bad_step=bad,
+        stopped=state.stopped,
     )
+    running = jax.tree.map(lambda value: jnp.where(state.stopped < 0, value, jnp.nan), metrics)
+    return running._replace(stopped=state.stopped)
 
 
 def train_epochs(
@@ -364,14 +406,12 @@ def train_epochs(
         return tallied_step(model, settings, member, carry, x), None
 
     def epoch(_, carry):
-        state, _, bad = carry
+        state, _ = carry
         order = epoch_order(member.seed, state.step // steps, size, batch_size)
-        (state, sums, bad), _ = jax.lax.scan(step, (state, zeros, bad), order)
-        return state, sums, bad
+        tallied, _ = jax.lax.scan(step, (state, no_statistics(model)), order)
+        return tallied
 
-    zeros = no_statistics(model)
-    carry = (state, zeros, jnp.full((), -1, jnp.int32))
-    tallied = jax.lax.fori_loop(0, epochs, epoch, carry)
+    tallied = jax.lax.fori_loop(0, epochs, epoch, (state, no_statistics(model)))
     x = decode(images[:batch_size])
     return tallied[0], epoch_metrics(model, member, tallied, steps, x)
 
@@ -395,13 +435,19 @@ class Trainer:
         batch_size: int,
         decode: Decode = to_unit_pixels,
         mesh: Mesh | None = None,
+        shard_parameters: bool = False,
     ):
-        """Compiles for the devices of `mesh`, which share every batch (default: all devices)."""
-        mesh = data_mesh() if mesh is None else mesh
+        """Compiles for the devices of `mesh` (default: `mesh_for` of all devices).
+
+        Args:
+          shard_parameters: whether the devices that share a batch also share the parameters and
+            the optimiser's moments, see `placed`, instead of holding copies.
+        """
+        mesh = mesh_for(len(members.seed)) if mesh is None else mesh
         self._replicated = NamedSharding(mesh, PartitionSpec())
-        self.images, self.members = replicate((images, members), mesh)
+        self._by_member = NamedSharding(mesh, PartitionSpec("member"))
         self._mean = jax.jit(lambda images: mean_image(images, decode))
-        self._data_mean = self._mean(self.images)
+        self._place(members, images)
 
         def init(members, data_mean):
             return jax.vmap(lambda member: init_state(model, settings, member, data_mean))(members)
@@ -410,22 +456,19 @@ class Trainer:
             return jax.vmap(
                 lambda member, state: train_epochs(
                     model, settings, batch_size, mesh, member, state, decode, images, epochs
-                )
+                ),
+                spmd_axis_name="member",
             )(members, state)
 
         start = time.perf_counter()
-        self._init = (
-            jax.jit(init, out_shardings=self._replicated)
-            .lower(self.members, self._data_mean)
-            .compile()
-        )
         shapes = jax.eval_shape(init, self.members, self._data_mean)
-        self.state_shapes = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._replicated),
-            shapes,
+        self.state_shapes = placed(shapes, mesh, split=shard_parameters)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state_shapes)
+        self._init = (
+            jax.jit(init, out_shardings=shardings).lower(self.members, self._data_mean).compile()
         )
         self._run = (
-            jax.jit(run, donate_argnums=1, out_shardings=self._replicated)
+            jax.jit(run, donate_argnums=1, out_shardings=(shardings, self._replicated))
             .lower(self.members, self.state_shapes, self.images, self._count(1))
             .compile()
         )
@@ -434,9 +477,13 @@ class Trainer:
     def on(self, members: Member, images: np.ndarray) -> "Trainer":
         """The same compiled program for other members and images of the same shapes."""
         other = copy.copy(self)
-        other.images, other.members = replicate((images, members), self._replicated.mesh)
-        other._data_mean = self._mean(other.images)
+        other._place(members, images)
         return other
+
+    def _place(self, members: Member, images: np.ndarray) -> None:
+        self.members = place(members, self._by_member)
+        self.images = place(images, self._replicated)
+        self._data_mean = self._mean(self.images)
 
     def _count(self, epochs: int) -> Array:
         # Not device_put: between processes it compares, and so waits for the chunk before.
@@ -464,8 +511,11 @@ def fit(
 ) -> TrainState:
     """Trains to `epochs`, from the newest whole checkpoint if there is one.
 
+    A member whose loss or gradient is not finite stops before that step, and its state stays as
+    it was; the others go on. When none is left training ends.
+
     Metrics are fetched one chunk late, so that the device never waits for the host,
-    except at a checkpoint: only a state known to be finite is saved. On SIGTERM, or on JAX's
+    except at a checkpoint: what is saved has been reported. On SIGTERM, or on JAX's
     preemption notice where it runs in several processes, the chunk is finished and saved.
 
     Args:
@@ -473,30 +523,29 @@ def fit(
         NumPy arrays [M], seconds).
 
     Returns:
-      The state, on the device.
+      The state, on the device; `stopped` says which members' is not of the last epoch.
 
     Raises:
-      Diverged: a loss or gradient was not finite; nothing is saved after that.
       Preempted: stopped on notice; the next call goes on from there.
       CheckpointError: a checkpoint cannot be written, or none of those present be read.
     """
     done, state = checkpoints.restore_latest(trainer.state_shapes) or (0, trainer.init())
     waiting: tuple[int, int, EpochMetrics] | None = None
-    last = time.perf_counter()
+    last, running = time.perf_counter(), True
 
     def settle() -> None:
-        nonlocal waiting, last
+        nonlocal waiting, last, running
         if waiting is None:
             return
         *epochs, metrics = jax.device_get(waiting)
         waiting = None
-        _require_finite(trainer, metrics, checkpoints)
+        running = (metrics.stopped < 0).any()
         now = time.perf_counter()
         report(*epochs, metrics, now - last)
         last = now
 
     with LeaveNotice() as notice:
-        while done < epochs:
+        while done < epochs and running:
             until_checkpoint = epochs_per_checkpoint - done % epochs_per_checkpoint
             count = min(epochs_per_chunk, epochs - done, until_checkpoint)
             state, metrics = trainer.run(state, count)
@@ -504,7 +553,7 @@ def fit(
             settle()
             waiting = (done, count, metrics)
             leave = notice.given(range(done - count + 1, done + 1))
-            if leave or count == until_checkpoint or done == epochs:
+            if leave or count == until_checkpoint or done == epochs or not running:
                 settle()
                 checkpoints.save(done, state)
             if leave:
@@ -513,18 +562,3 @@ def fit(
                     f"{checkpoints.directory}: the same command goes on from there."
                 )
     return state
-
-
-def _require_finite(trainer: Trainer, metrics: EpochMetrics, checkpoints: Checkpoints) -> None:
-    steps = np.asarray(metrics.first_bad_step)
-    if (steps < 0).all():
-        return
-    index = int(np.argmax(steps >= 0))
-    member = jax.tree.map(lambda leaf: leaf[index].item(), jax.device_get(trainer.members))
-    kept = checkpoints.latest
-    where = checkpoints.path(kept) if kept is not None else "none yet"
-    raise Diverged(
-        f"Loss or gradient not finite at step {steps[index]} (kappa={member.kappa}, "
-        f"seed={member.seed}); last good checkpoint: {where}. Lower train.learning_rate or "
-        "train.gamma_rate, or start from a larger model.gamma, in a new --workdir."
-    )

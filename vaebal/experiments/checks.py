@@ -4,10 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-
 from vaebal.data import ImageSet
 from vaebal.errors import InputError
+from vaebal.training import mesh_for
 
 
 def _value(config: Any, field: str) -> Any:
@@ -55,15 +54,16 @@ def seeds(config: Any) -> None:
             raise InputError(f"train.seeds={config.train.seeds!r} must be integers in [0, 2^31).")
 
 
-def batch_size(config: Any, images: ImageSet) -> None:
-    """train.batch_size fits the training images and is shared evenly by the devices."""
+def batch_size(config: Any, images: ImageSet, members: int) -> None:
+    """train.batch_size fits the training images, and the devices that share a stack's batches."""
     if config.train.batch_size > len(images.train):
         raise InputError(
             f"train.batch_size={config.train.batch_size} is larger than the {len(images.train)} "
             f"training images of {images.name!r}: lower it."
         )
-    if config.train.batch_size % jax.device_count():
+    sharing = mesh_for(members).shape["data"]
+    if config.train.batch_size % sharing:
         raise InputError(
-            f"train.batch_size={config.train.batch_size} must be a multiple of the "
-            f"{jax.device_count()} devices that share it."
+            f"train.batch_size={config.train.batch_size} must be a multiple of the {sharing} "
+            "devices that share it."
         )

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vaebal import devices, evaluation, mmd
+from vaebal import devices, evaluation, mmd, report
 from vaebal.checkpoints import (
     Checkpoints,
     load_arrays,
@@ -27,7 +28,7 @@ from vaebal.checkpoints import (
     write_atomically,
 )
 from vaebal.data import MANIFOLDS, Decode, ImageSet, load, manifold, mean_image, steps_per_epoch
-from vaebal.errors import InputError
+from vaebal.errors import Diverged, InputError
 from vaebal.experiments import checks, gamma_report
 from vaebal.models import GaussianVAE, conv_vae, infogan_vae, mlp_vae, prior_samples
 from vaebal.nets import ACTIVATIONS
@@ -169,13 +170,18 @@ def open_data(config: Any, rank: int) -> ImageSet:
 
 def check_against_data(config: Any, images: ImageSet) -> None:
     """Raises InputError where the config does not fit the data or the devices."""
-    checks.batch_size(config, images)
+    checks.batch_size(config, images, 1 if streams(config, images) else len(config.train.seeds))
     try:
         build_model(config, images.image_shape)
     except ValueError as error:
         field = "model.patch" if config.model.network == "conv" else "model.network"
         value = config.model[field.removeprefix("model.")]
         raise InputError(f"{field}={value!r}: {error}") from error
+
+
+def streams(config: Any, images: ImageSet) -> bool:
+    """Whether the training images are too large for the device."""
+    return images.train.nbytes > config.train.device_bytes
 
 
 def build_model(config: Any, image_shape: tuple[int, int, int]) -> GaussianVAE:
@@ -246,8 +252,9 @@ class Session:
         _, gamma_start = self.data(run.rank)
         member = Member(run.seed, self.config.model.latents, gamma_start, arm.rate)
         if arm.of:
-            gamma_end = self.row(run._replace(arm=arm.of))["gamma"]
-            if arm.kind == "fixed":
+            # NaN of a run that stopped: gamma starts there, so that this one stops at once.
+            gamma_end = self.row(run._replace(arm=arm.of)).get("gamma", math.nan)
+            if arm.kind == "fixed" or math.isnan(gamma_end):
                 return member._replace(gamma_start=gamma_end)
             return member._replace(gamma_end=gamma_end)
         if arm.kind in ("adaptive", "guarded"):
@@ -274,10 +281,11 @@ class Session:
             release=tuple(train.release),
             slowest=train.slowest,
         )
-        build = Trainer if images.train.nbytes <= train.device_bytes else StreamingTrainer
+        build = StreamingTrainer if streams(self.config, images) else Trainer
         program = build(
-            self.model(images), settings, members, images.train, train.batch_size, images.decode
-        )
+            self.model(images), settings, members, images.train, train.batch_size, images.decode,
+            shard_parameters=train.shard_parameters,
+        )  # fmt: skip
         self._programs[key] = program
         return program
 
@@ -286,8 +294,12 @@ class Session:
         return self.path / "runs" / run.name
 
     def row(self, run: Run) -> dict[str, Any]:
-        """A finished run's row."""
+        """The row of a run that has finished or stopped."""
         return json.loads((self.folder(run) / "row.json").read_text())
+
+    def write_row(self, run: Run, row: dict[str, Any]) -> None:
+        """Writes what `row` reads."""
+        write_atomically(self.folder(run) / "row.json", json.dumps(row, indent=1) + "\n")
 
     def finished(self, run: Run) -> bool:
         """Whether the run's row is written."""
@@ -300,7 +312,12 @@ class Session:
 
 
 def run(config: Any, workdir: str) -> list[dict[str, Any]]:
-    """Trains, evaluates and reports every run; what `workdir` holds already is not done again."""
+    """Trains, evaluates and reports every run; what `workdir` holds already is not done again.
+
+    Raises:
+      InputError: a field, the data or the workdir cannot be used; before any work.
+      Diverged: some runs stopped; the others are reported.
+    """
     check(config)
     ranks = tuple(config.data.ranks) if config.data.name in MANIFOLDS else (0,)
     images = open_data(config, ranks[0])
@@ -325,18 +342,26 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
             else:
                 _train(session, group, found[group[0].arm], progress)
     devices.agreed(True)  # all wait until the first process has written the last rows
-    rows = [session.row(each) for each in runs]
-    if not devices.is_writer():
-        return rows
-    gamma_report.write(
-        config,
-        path,
-        rows,
-        {each: session.history(each) for each in runs},
-        {each: load_arrays(session.folder(each) / "pictures.npz") for each in runs},
-        images,
+    rows = {each: session.row(each) for each in runs}
+    finished = {each: row for each, row in rows.items() if "stopped" not in row}
+    stopped = report.stopped(
+        {each.name: row for each, row in rows.items()},
+        "Lower train.learning_rate or the arm's rate (an arm that needs the γ* of a stopped run "
+        "stops at step 0)",
     )
-    return rows
+    if finished and devices.is_writer():
+        gamma_report.write(
+            config,
+            path,
+            list(finished.values()),
+            stopped,
+            {each: session.history(each) for each in finished},
+            {each: load_arrays(session.folder(each) / "pictures.npz") for each in finished},
+            images,
+        )
+    if stopped:
+        raise Diverged(stopped)
+    return list(rows.values())
 
 
 def group_name(runs: Sequence[Run]) -> str:
@@ -354,8 +379,10 @@ def _train(session: Session, runs: Sequence[Run], arm: Arm, progress: Progress) 
     # By epoch, as a killed run may have written more than it goes on from.
     lines = {run: {e["epoch"]: json.dumps(e) for e in session.history(run)} for run in runs}
 
-    def report(epoch, epochs, metrics, seconds):
+    def record(epoch, epochs, metrics, seconds):
         for index, run in enumerate(runs if devices.is_writer() else ()):
+            if metrics.stopped[index] >= 0:
+                continue
             entry = {"epoch": epoch, "step": epoch * steps}
             entry |= {field: float(value[index]) for field, value in metrics._asdict().items()}
             lines[run][epoch] = json.dumps(entry)
@@ -364,7 +391,7 @@ def _train(session: Session, runs: Sequence[Run], arm: Arm, progress: Progress) 
     def write_histories():
         for run in runs if devices.is_writer() else ():
             # Whole: a full disk would leave half a line, and buckets let nothing be appended.
-            text = "\n".join(lines[run].values()) + "\n"
+            text = "".join(f"{line}\n" for line in lines[run].values())
             write_atomically(session.folder(run) / "history.jsonl", text)
 
     with Checkpoints(session.path / "checkpoints" / name, write_histories) as checkpoints:
@@ -374,18 +401,22 @@ def _train(session: Session, runs: Sequence[Run], arm: Arm, progress: Progress) 
             epochs_per_chunk=config.train.epochs_per_chunk,
             epochs_per_checkpoint=config.train.epochs_per_checkpoint,
             checkpoints=checkpoints,
-            report=report,
+            report=record,
         )
     seconds = (time.perf_counter() - start) / len(runs)
+    state = devices.local(state._replace(opt_state=()))
+    gamma_starts = devices.local(trainer.members.gamma_start)
     if not devices.is_writer():
         return
-    state, gamma_starts = devices.local((state, trainer.members.gamma_start))
     model = session.model(images)
     for index, run in enumerate(runs):
         progress.note(f"evaluating {run.name}")
+        row, step = run._asdict(), int(state.stopped[index])
+        if step >= 0:
+            session.write_row(run, row | {"stopped": step})
+            continue
         params = member_params(state, index)
-        row = {
-            **run._asdict(),
+        row |= {
             **evaluate(config, model, params, run.seed, images),
             "gamma_start": float(gamma_starts[index]),
             "kappa": config.model.latents,
@@ -400,7 +431,7 @@ def _train(session: Session, runs: Sequence[Run], arm: Arm, progress: Progress) 
         pictures = draw_pictures(config, model, params, run.seed, images)
         save_arrays(session.folder(run) / "pictures.npz", **pictures)
         # The row last: its presence says that the run is finished.
-        write_atomically(session.folder(run) / "row.json", json.dumps(row, indent=1) + "\n")
+        session.write_row(run, row)
     progress.done()
 
 

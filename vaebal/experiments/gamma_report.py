@@ -651,6 +651,7 @@ def write(
     config: Any,
     path: Path,
     rows: Sequence[Row],
+    stopped: str,
     histories: Mapping[Key, list[dict]],
     pictures: Mapping[Key, dict[str, np.ndarray]],
     images: ImageSet,
@@ -658,7 +659,8 @@ def write(
     """Writes tables, rows and figures into `path`; prints the tables and what was seen.
 
     Args:
-      rows: one a run.
+      rows: one a finished run.
+      stopped: a sentence on the others, or "".
       histories: by (arm, r, seed), a run's metrics during training.
       pictures: by (arm, r, seed), "images", "reconstructions" and "samples", each [n, D].
       images: for their name, number and shape.
@@ -687,7 +689,7 @@ def write(
         sentence(rows),
         links["speed"],
         "## Over all runs",
-        *(report.markdown_table(*summary), how["summary"]),
+        *(report.markdown_table(*summary), *filter(None, [stopped]), how["summary"]),
         "## By r and arm",
         report.markdown_table(*main),
         f"{how['main']} Training took {seconds:.0f} s in all on {device}.",

@@ -22,13 +22,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from vaebal import classifier, devices, stages
 from vaebal.checkpoints import Checkpoints, load_arrays, save_arrays, write_atomically
 from vaebal.data import ImageSet, mean_image, steps_per_epoch
-from vaebal.devices import replicate
+from vaebal.devices import place
 from vaebal.errors import InputError
 from vaebal.fitting import Fitter, fit
 from vaebal.models import conv_vae, init_params, latent_noise, mlp_vae
 from vaebal.nets import ACTIVATIONS
 from vaebal.progress import Progress
-from vaebal.training import Optimisation, data_mesh
+from vaebal.training import Optimisation, mesh_for
 
 CLASSIFIER_SEED = 0  # one for all pipelines, so that their distances compare
 
@@ -156,7 +156,7 @@ class Session:
             self.stages.append(Stage("classifier", CLASSIFIER_SEED))
         self._codes: tuple[int, Array] | None = None
         self._fitters: dict[str, Fitter] = {}
-        everywhere = NamedSharding(data_mesh(), PartitionSpec())
+        everywhere = self._everywhere = NamedSharding(mesh_for(1), PartitionSpec())
         self._encode = jax.jit(self._code_of, out_shardings=everywhere)
         self._posterior = jax.jit(
             functools.partial(stages.encode, self.models["vae"]), out_shardings=everywhere
@@ -177,7 +177,7 @@ class Session:
     @functools.cached_property
     def train(self) -> Array:
         """The stored training images, on every device."""
-        return replicate(self.images.train, data_mesh())
+        return place(self.images.train, self._everywhere)
 
     @functools.cached_property
     def mean(self) -> Array:
@@ -220,7 +220,7 @@ class Session:
     def scale(self, seed: int) -> stages.Scale:
         """What standardises the codes of the pipeline `seed`."""
         saved = load_arrays(self.folder(Stage("ae", seed)) / "scale.npz")
-        return stages.Scale(**replicate(saved, data_mesh()))
+        return stages.Scale(**place(saved, self._everywhere))
 
     def raw_codes(self, params: Any) -> Array:
         """The autoencoder's codes of all training images, [N, C], as they are."""
@@ -264,7 +264,7 @@ class Session:
     def rows(self, stage: Stage) -> dict[str, Array]:
         """What a stage's batches are taken from."""
         if stage.name == "classifier":
-            return {"images": self.train, "targets": replicate(self.targets.train, data_mesh())}
+            return {"images": self.train, "targets": place(self.targets.train, self._everywhere)}
         if stage.name == "ae":
             return {"images": self.train}
         if stage.section == "vae_plus":

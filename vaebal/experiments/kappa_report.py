@@ -79,7 +79,9 @@ def sentence(rows: Sequence[Row]) -> str:
     largest = max(row["kappa"] for row in rows)
     parts = []
     for skips in dict.fromkeys(row["skips"] for row in rows):
-        seeds = cells[skips, largest]
+        seeds = cells.get((skips, largest))
+        if not seeds:
+            continue  # all of them have stopped
         informative = np.mean([row["informative"] for row in seeds])
         error = np.mean([row["error_mean"] for row in seeds])
         parts.append(
@@ -136,11 +138,12 @@ def draw_sweep(rows: Sequence[Row]) -> plt.Figure:
         for colour, skips in zip(
             report.COLOURS, dict.fromkeys(r["skips"] for r in rows), strict=False
         ):
-            seeds = [[row[name] for row in cells[skips, kappa]] for kappa in kappas]
+            own = [kappa for kappa in kappas if (skips, kappa) in cells]
+            seeds = [[row[name] for row in cells[skips, kappa]] for kappa in own]
             means = [np.mean(values) for values in seeds]
             spreads = [report.mean_and_spread(values)[1] or 0.0 for values in seeds]
             axis.errorbar(
-                kappas, means, spreads, color=colour, marker="o", markersize=4, capsize=2,
+                own, means, spreads, color=colour, marker="o", markersize=4, capsize=2,
                 label=SKIP_NAMES[skips],
             )  # fmt: skip
         if paper is not None and rows[0]["data"] == "mnist":
@@ -184,19 +187,27 @@ def draw_pictures(pictures: dict, images: ImageSet) -> plt.Figure:
     return figure
 
 
-def write(config: Any, path: Path, rows: Sequence[Row], pictures: dict, images: ImageSet) -> None:
-    """Writes table, rows and figures into `path` and prints the table."""
+def write(
+    config: Any, path: Path, rows: Sequence[Row], stopped: str, pictures: dict, images: ImageSet
+) -> None:
+    """Writes table, rows and figures of finished members into `path` and prints the table.
+
+    Args:
+      stopped: a sentence on the others, or "".
+    """
     header, body = table(rows)
     foot = protocol(config, rows, images)
     report.write_rows(rows, path, "rows")
     report.save_figure(lambda: draw_sweep(rows), path / "sweep.png")
     report.save_figure(lambda: draw_pictures(pictures, images), path / "pictures.png")
+    below = f"{stopped}\n\n" if stopped else ""
     device = f"{jax.device_count()} × {jax.devices()[0].device_kind} ({jax.default_backend()})"
     seconds = sum(row["train_seconds"] for row in rows)
     write_atomically(
         path / "table.md",
-        f"# {config.name}: κ sweep on {images.name}\n\n{report.markdown_table(header, body)}\n\n"
-        f"{sentence(rows)}\n\n{foot} Training took {seconds:.0f} s in all on {device}.\n\n"
+        f"# {config.name}: κ sweep on {images.name}\n\n"
+        f"{report.markdown_table(header, body)}\n\n{below}{sentence(rows)}\n\n"
+        f"{foot} Training took {seconds:.0f} s in all on {device}.\n\n"
         f"![error, NLL and active dimensions against κ](sweep.png)\n\n"
         f"![reconstructions and samples](pictures.png)\n\n"
         f"Versions: {', '.join(f'{k} {v}' for k, v in report.versions().items())}.\n\n"

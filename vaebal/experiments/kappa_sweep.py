@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vaebal import devices, evaluation
+from vaebal import devices, evaluation, report
 from vaebal.checkpoints import (
     Checkpoints,
     load_arrays,
@@ -21,7 +21,7 @@ from vaebal.checkpoints import (
     write_atomically,
 )
 from vaebal.data import ImageSet, load, steps_per_epoch
-from vaebal.errors import InputError
+from vaebal.errors import Diverged, InputError
 from vaebal.experiments import checks, kappa_report
 from vaebal.models import GaussianVAE, mlp_vae, prior_samples
 from vaebal.nets import ACTIVATIONS
@@ -137,13 +137,19 @@ def stack_name(cells: Sequence[Cell]) -> str:
 
 
 def run(config: Any, workdir: str) -> list[dict[str, Any]]:
-    """Trains, evaluates and reports every cell; what `workdir` holds already is not done again."""
+    """Trains, evaluates and reports every cell; what `workdir` holds already is not done again.
+
+    Raises:
+      InputError: a field, the data or the workdir cannot be used; before any work.
+      Diverged: some cells stopped; the others are reported.
+    """
     check(config)
     images = load(config.data.name, config.data.dir)
-    checks.batch_size(config, images)
+    groups = stacks(config, images.dim)
+    for members in set(map(len, groups)):
+        checks.batch_size(config, images, members)
     # After all that can be refused: a workdir holds no config that never ran.
     path = open_workdir(workdir, config.to_dict())
-    groups = stacks(config, images.dim)
     cells = list(itertools.chain(*groups))
     print(
         f"{config.name}: {len(cells)} members in {len(groups)} "
@@ -160,16 +166,26 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
             else:
                 _run_stack(config, path, images, group, progress)
     devices.agreed(True)  # all wait until the first process has written the last rows
-    rows = [json.loads(_row_path(path, cell).read_text()) for cell in cells]
-    if not devices.is_writer():
-        return rows
-    pictures = {cell: load_arrays(_pictures_path(path, cell)) for cell in cells}
-    kappa_report.write(config, path, rows, pictures, images)
-    return rows
+    rows = {cell: json.loads(_row_path(path, cell).read_text()) for cell in cells}
+    finished = {cell: row for cell, row in rows.items() if "stopped" not in row}
+    stopped = report.stopped(
+        {cell.name: row for cell, row in rows.items()},
+        "Lower train.learning_rate or train.gamma_rate, or start from a larger model.gamma",
+    )
+    if finished and devices.is_writer():
+        pictures = {cell: load_arrays(_pictures_path(path, cell)) for cell in finished}
+        kappa_report.write(config, path, list(finished.values()), stopped, pictures, images)
+    if stopped:
+        raise Diverged(stopped)
+    return list(rows.values())
 
 
 def _row_path(path: Path, cell: Cell) -> Path:
     return path / "members" / cell.name / "row.json"
+
+
+def _write_row(path: Path, cell: Cell, row: dict[str, Any]) -> None:
+    write_atomically(_row_path(path, cell), json.dumps(row, indent=1) + "\n")
 
 
 def _pictures_path(path: Path, cell: Cell) -> Path:
@@ -193,7 +209,10 @@ def make_trainer(
     members = stack_members(
         [Member(c.seed, c.kappa, config.model.gamma, config.train.gamma_rate) for c in cells]
     )
-    return model, Trainer(model, settings, members, images.train, config.train.batch_size)
+    return model, Trainer(
+        model, settings, members, images.train, config.train.batch_size,
+        shard_parameters=config.train.shard_parameters,
+    )  # fmt: skip
 
 
 def _run_stack(
@@ -213,15 +232,19 @@ def _run_stack(
             report=progress.reporter(per_epoch * config.train.batch_size),
         )
     seconds = time.perf_counter() - start
+    state = devices.local(state._replace(opt_state=()))
     if not devices.is_writer():
         return
-    state, train = devices.local((state, trainer.images))
+    train = devices.local(trainer.images)
     test = jax.device_put(images.test)
     for index, cell in enumerate(cells):
         progress.note(f"evaluating {cell.name}")
+        row, step = dataclasses.asdict(cell), int(state.stopped[index])
+        if step >= 0:
+            _write_row(path, cell, row | {"stopped": step})
+            continue
         params = member_params(state, index)
-        row = {
-            **dataclasses.asdict(cell),
+        row |= {
             **evaluate(config, model, params, cell, train, test),
             "epochs": config.train.epochs,
             "steps": int(state.step[index]),
@@ -231,7 +254,7 @@ def _run_stack(
         pictures = draw_pictures(config, model, params, cell, test)
         save_arrays(_pictures_path(path, cell), **pictures)
         # The row last: its presence says that the member is finished.
-        write_atomically(_row_path(path, cell), json.dumps(row, indent=1) + "\n")
+        _write_row(path, cell, row)
     progress.done()
 
 
@@ -306,5 +329,5 @@ def load_member(
                     )
                 model, trainer = make_trainer(config, images, group)
                 _, state = saved.restore_latest(trainer.state_shapes)
-            return model, member_params(state, group.index(wanted))
+            return model, member_params(devices.local(state), group.index(wanted))
     raise InputError(f"{wanted.name} is not a member of this sweep.")
