@@ -133,7 +133,7 @@ def test_patches_are_blocks_of_the_image_and_back():
 
 def test_a_block_moves_with_its_input():
     """Two windows of 3 reach 2 pixels: beyond that from the edge a shift commutes."""
-    block = convnets.Block(3, jax.nn.silu, True, 1.0)
+    block = convnets.Block(3, jax.nn.silu, 1.0)
     h = jax.random.normal(jax.random.key(0), (2, 12, 12, 3))
     params = block.init(jax.random.key(1), h)
     moved = block.apply(params, jnp.roll(h, (2, 1), (1, 2)))
@@ -146,8 +146,8 @@ def test_a_block_moves_with_its_input():
 def test_residual_blocks_start_as_the_identity_and_others_do_not():
     h = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
     for residual in (True, False):
-        block = convnets.Block(3, jax.nn.silu, residual, 0.0)
-        out = block.apply(block.init(jax.random.key(1), h), h)
+        block = convnets.Block(3, jax.nn.silu, 0.0)
+        out = block.apply(block.init(jax.random.key(1), h, residual), h, residual)
         assert (np.asarray(out) == h).all() == residual
 
 
