@@ -28,7 +28,9 @@ PRODUCTS: dict[str, Products] = {"float32": None, "bfloat16": jnp.bfloat16}
 he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
 
 
-def scaled(initializer: nn.initializers.Initializer, scale: float) -> nn.initializers.Initializer:
+def scaled(
+    initializer: nn.initializers.Initializer, scale: float | Array
+) -> nn.initializers.Initializer:
     """`initializer` times `scale`."""
     return lambda *args: scale * initializer(*args)
 

@@ -132,13 +132,13 @@ def stack_mode(config: Any, dim: int) -> tuple[str, str]:
     return mode, STACKS[mode] + why
 
 
-def stacks(config: Any, dim: int) -> list[list[Cell]]:
-    """The cells, grouped into those that train in one program (train.stack).
+def stacks(config: Any, mode: str) -> list[list[Cell]]:
+    """The cells, grouped into those that train in one program.
 
-    "all" stacks every cell, padded to the largest kappa, "skips" those of a skip variant, and
-    "none" trains one at a time; "auto": see `stack_mode`.
+    Args:
+      mode: "all" stacks every cell, padded to the largest kappa, "skips" those of a skip variant,
+        "none" trains one at a time.
     """
-    mode, _ = stack_mode(config, dim)
     variants = [
         [Cell(skips, kappa, seed) for kappa in config.model.kappas for seed in config.train.seeds]
         for skips in config.model.skips
@@ -163,11 +163,11 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
     checks.batch_size(config, images)
     # After all that can be refused: a workdir holds no config that never ran.
     path = open_workdir(workdir, config.to_dict())
-    groups = stacks(config, images.dim)
+    mode, stacking = stack_mode(config, images.dim)
+    groups = stacks(config, mode)
     cells = list(itertools.chain(*groups))
     print(
-        f"{config.name}: {len(cells)} members, {stack_mode(config, images.dim)[1]}; "
-        f"{config.train.epochs} epochs each, on "
+        f"{config.name}: {len(cells)} members, {stacking}; {config.train.epochs} epochs each, on "
         f"{images.name} ({len(images.train)} training and {len(images.test)} test images), "
         f"{jax.device_count()} {jax.devices()[0].device_kind} device(s); workdir {path}",
         flush=True,
@@ -199,9 +199,7 @@ def make_trainer(
     config: Any, images: ImageSet, cells: Sequence[Cell]
 ) -> tuple[GaussianVAE, Trainer]:
     """The compiled training program of stacked cells."""
-    model = build_model(
-        config, images.dim, max(c.kappa for c in cells), *{c.skips for c in cells}
-    )
+    model = build_model(config, images.dim, max(c.kappa for c in cells), *{c.skips for c in cells})
     steps = steps_per_epoch(len(images.train), config.train.batch_size)
     settings = Optimisation(
         learning_rate=config.train.learning_rate,
@@ -327,16 +325,20 @@ def load_member(
     Raises:
       InputError: the sweep has no such member, or it has not been trained yet.
     """
-    images = load(config.data.name, config.data.dir)
     wanted = Cell(skips, kappa, seed)
-    for group in stacks(config, images.dim):
-        if wanted in group:
-            with Checkpoints(Path(workdir).resolve() / "checkpoints" / stack_name(group)) as saved:
-                if saved.latest is None:
-                    raise InputError(
-                        f"{wanted.name} has no checkpoint in {workdir}: train it first."
-                    )
+    # "auto" may have chosen otherwise on the devices that trained it.
+    modes = tuple(STACKS) if config.train.stack == "auto" else (config.train.stack,)
+    groups = [group for mode in modes for group in stacks(config, mode) if wanted in group]
+    if not groups:
+        raise InputError(f"{wanted.name} is not a member of this sweep.")
+    for group in groups:
+        path = Path(workdir).resolve() / "checkpoints" / stack_name(group)
+        if not path.exists():
+            continue
+        with Checkpoints(path) as saved:
+            if saved.latest is not None:
+                images = load(config.data.name, config.data.dir)
                 model, trainer = make_trainer(config, images, group)
                 _, state = saved.restore_latest(trainer.state_shapes)
-            return with_own_skips(model, member_params(state, group.index(wanted)))
-    raise InputError(f"{wanted.name} is not a member of this sweep.")
+                return with_own_skips(model, member_params(state, group.index(wanted)))
+    raise InputError(f"{wanted.name} has no checkpoint in {workdir}: train it first.")
