@@ -31,7 +31,7 @@ def kappa_sweep(name: str) -> ml_collections.ConfigDict:
     model.branch_scale = 0.0  # residual blocks start as the identity
     model.log_var_init = 0.0  # the posterior starts at the prior's variance
     model.gamma = 1.0  # decoder variance: where it starts, or its fixed value
-    model.products = "float32"  # "bfloat16": matrix products alone, for accelerators
+    model.products = "float32"  # "bfloat16": of products' factors; for gamma above 1e-4
 
     train = config.train = ml_collections.ConfigDict()
     train.seeds = (0,)
@@ -84,7 +84,7 @@ def gamma(name: str) -> ml_collections.ConfigDict:
     model.activation = "silu"
     model.residual = True  # skips between decoder layers
     model.affine_skip = True  # eq. 5's skip from z to x
-    model.products = "float32"  # "bfloat16": matrix products alone, for accelerators
+    model.products = "float32"  # "bfloat16": of products' factors; for gamma above 1e-4
     # Blocks of "conv" keep their inputs alone and are computed anew for the gradient: less
     # memory, about a third more work.
     model.remat = False

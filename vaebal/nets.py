@@ -22,6 +22,9 @@ ACTIVATIONS: dict[str, Activation] = {
     name: getattr(jax.nn, name) for name in ("relu", "gelu", "silu", "tanh", "softplus")
 }
 
+# No layer is exempt: of trained nets on digits and MNIST, rounding moves x_hat by 1e-6 per pixel in
+# mean square (7e-5 to 1.5e-4 of gamma), and sparing the decoder's last layer and the affine skip
+# saves a third of that. Where gamma ends near 1e-5 it would be a tenth of it: float32 there.
 PRODUCTS: dict[str, Products] = {"float32": None, "bfloat16": jnp.bfloat16}
 
 # Keeps the variance of activations constant through rectifiers (He et al., 2015).
