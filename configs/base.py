@@ -31,6 +31,7 @@ def kappa_sweep(name: str) -> ml_collections.ConfigDict:
     model.branch_scale = 0.0  # residual blocks start as the identity
     model.log_var_init = 0.0  # the posterior starts at the prior's variance
     model.gamma = 1.0  # decoder variance: where it starts, or its fixed value
+    model.products = "float32"  # "bfloat16": of products' factors; for gamma above 1e-4
 
     train = config.train = ml_collections.ConfigDict()
     train.seeds = (0,)
@@ -43,7 +44,9 @@ def kappa_sweep(name: str) -> ml_collections.ConfigDict:
     # "closed_form" (towards the batch's E|x - x_hat|^2 / d), "adam" or "fixed".
     train.gamma_rule = "closed_form"
     train.gamma_rate = 5e-3  # at most so many nats of log gamma a step: the homotopy's speed
-    train.stack = "auto"  # members in one program: "all" of a skip variant, "none", "auto"
+    # Which members train in one program: "all", those of a skip variant ("skips"), "none";
+    # "auto": on accelerators "all", on a CPU "skips" for small nets and "none" for others.
+    train.stack = "auto"
     train.shard_parameters = False  # True: split over the devices that share a batch
     train.epochs_per_chunk = 1  # in one compiled call; the progress bar's beat
     train.epochs_per_checkpoint = 25
@@ -82,6 +85,10 @@ def gamma(name: str) -> ml_collections.ConfigDict:
     model.activation = "silu"
     model.residual = True  # skips between decoder layers
     model.affine_skip = True  # eq. 5's skip from z to x
+    model.products = "float32"  # "bfloat16": of products' factors; for gamma above 1e-4
+    # Blocks of "conv" keep their inputs alone and are computed anew for the gradient: less
+    # memory, about a third more work.
+    model.remat = False
     model.log_var_init = 0.0
     # Where gamma starts; 0: the data's largest variance along any direction, above which
     # total collapse is a minimum (Theorem 1).

@@ -85,6 +85,8 @@ def test_bad_arguments_are_one_sentence_and_exit_code_2(tmp_path, argument, said
         ("train.learning_rate", 0.0, "train.learning_rate=0.0"),
         ("train.batch_size", 0, "train.batch_size=0 must be an integer"),
         ("train.batch_size", 5000, "larger than the 1438 training images"),
+        ("train.stack", "some", "train.stack='some' must be one of 'auto', 'all', 'skips', 'none'"),
+        ("model.products", "float16", "model.products='float16' must be one of"),
         ("train.epochs", 0, "train.epochs=0"),
         ("train.seeds", (-1,), "train.seeds=(-1,)"),
         ("eval.nll_samples", 0, "eval.nll_samples=0"),
@@ -230,13 +232,28 @@ def test_a_finished_member_can_be_loaded(finished):
         load_member(tiny(), str(path), "none", 4, 1)
 
 
-def test_stacked_and_separate_members_agree(finished, tmp_path):
-    """The same sweep one member at a time: equal up to float32 rounding over its few steps."""
+@pytest.mark.parametrize(
+    ("stack", "said", "programs"),
+    [("none", "one program per member", 8), ("all", "all members in one program", 1)],
+)
+def test_however_stacked_members_agree(finished, tmp_path, capsys, stack, said, programs):
+    """The sweep of one program per skip variant: equal up to rounding over its few steps."""
+    from vaebal.data import load
+    from vaebal.evaluation import posterior
+    from vaebal.experiments.kappa_sweep import load_member
+
     _, rows = finished
-    alone = run(tiny(**{"train.stack": "none"}), str(tmp_path / "run"))
-    for stacked, separate in zip(rows, alone, strict=True):
-        assert separate["error_mean"] == pytest.approx(stacked["error_mean"], rel=1e-3)
-        assert separate["nll"] == pytest.approx(stacked["nll"], rel=1e-3)
+    config, path = tiny(**{"train.stack": stack}), tmp_path / "run"
+    again = run(config, str(path))
+    assert f"8 members, {said}; 3 epochs each" in capsys.readouterr().out
+    assert len(list((path / "checkpoints").iterdir())) == programs
+    for here, there in zip(again, rows, strict=True):
+        assert here["error_mean"] == pytest.approx(there["error_mean"], rel=1e-3)
+        assert here["nll"] == pytest.approx(there["nll"], rel=1e-3)
+    model, params = load_member(config, str(path), "none", 3, 1)
+    assert not {"affine", "affine_gate"} & set(params)
+    got = posterior(model, params, load("digits").test, seed=1, block=1000, kappa=3)
+    assert got.squared_error_mean.mean() == pytest.approx(again[-1]["error_mean"], rel=1e-6)
 
 
 def tiny_flags():

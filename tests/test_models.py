@@ -10,6 +10,7 @@ from vaebal.models import (
     init_params,
     latent_noise,
     prior_samples,
+    with_own_skips,
 )
 from vaebal.objectives import gaussian_vae_terms
 from vaebal.streams import stream
@@ -56,6 +57,33 @@ def test_skips_switch_alone(small_vae, pixels, residual, affine_skip):
     if not affine_skip:
         del reference["affine/kernel"]
     assert shapes == reference
+
+
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("affine_skip", [True, False])
+def test_skips_left_open_are_those_of_the_parameters(small_vae, pixels, residual, affine_skip):
+    """Same draws at the start, same function after it, no gradient on gates or on an absent W_x."""
+    fixed = small_vae(residual=residual, affine_skip=affine_skip, branch_scale=0.3)
+    left_open = small_vae(residual=None, affine_skip=None, branch_scale=0.3)
+    params = init_params(
+        left_open, stream(0, "init"), jnp.asarray(pixels.mean(0)), 5,
+        residual=residual, affine=affine_skip,
+    )  # fmt: skip
+    model, own = with_own_skips(left_open, params)
+    assert model == fixed
+    jax.tree.map(np.testing.assert_array_equal, own, _init(fixed, pixels, kappa=5))
+
+    params["affine"]["kernel"] = jax.random.normal(jax.random.key(2), (5, 16))
+    z = prior_samples(jax.random.key(1), 7, 5)
+    decode = lambda params: left_open.apply({"params": params}, z, method="decode")  # noqa: E731
+    np.testing.assert_array_equal(
+        decode(params),
+        fixed.apply({"params": with_own_skips(left_open, params)[1]}, z, method="decode"),
+    )
+    gradient = jax.grad(lambda params: jnp.square(decode(params)).sum())(params)
+    assert gradient["affine_gate"] == gradient["decoder"]["residual_gate"] == 0
+    assert (np.asarray(gradient["affine"]["kernel"]) != 0).all() == affine_skip
+    assert affine_skip or (np.asarray(gradient["affine"]["kernel"]) == 0).all()
 
 
 def test_the_affine_skip_adds_w_x_z(small_vae, pixels):

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from vaebal.checkpoints import Checkpoints
 from vaebal.data import batch_indices
 from vaebal.evaluation import posterior
-from vaebal.models import latent_noise
+from vaebal.models import latent_noise, with_own_skips
 from vaebal.streams import stream
 from vaebal.training import (
     Member,
@@ -134,14 +136,66 @@ def test_stacked_padded_members_equal_members_alone(small_vae, pixels):
             assert metrics.loss[index] == pytest.approx(float(alone_metrics.loss[0]), rel=1e-12)
             assert metrics.active[index] == alone_metrics.active[0]
             assert metrics.informative[index] == alone_metrics.informative[0]
-            params, reference = member_params(together, index), member_params(alone, 0)
-            params["decoder"]["first"]["kernel"] = params["decoder"]["first"]["kernel"][:kappa]
-            params["affine"]["kernel"] = params["affine"]["kernel"][:kappa]
-            for head in ("mean", "log_var"):
-                params["encoder"][head] = jax.tree.map(
-                    lambda leaf, kappa=kappa: leaf[..., :kappa], params["encoder"][head]
-                )
-            assert_trees_equal(params, reference, rtol=1e-9, atol=1e-12)
+            params = without_padding(member_params(together, index), kappa)
+            assert_trees_equal(params, member_params(alone, 0), rtol=1e-9, atol=1e-12)
+
+
+VARIANTS = (  # residual, affine, kappa, factor on the learning rate, seed
+    (True, True, 5, 1.0, 0),
+    (True, False, 3, 0.5, 1),
+    (False, True, 5, 2.0, 0),
+    (False, False, 3, 0.5, 0),
+)
+
+
+@pytest.mark.parametrize(
+    ("float64", "epochs", "tolerance"), [(True, 200, 1e-12), (False, 20, 1e-5)]
+)
+def test_members_of_all_skips_equal_the_static_models_alone(
+    small_vae, pixels, float64, epochs, tolerance
+):
+    """Skips, kappas and learning rates in one program, each as its own network trains alone."""
+    with jax.enable_x64(float64):
+        data = pixels.astype(float if float64 else np.float32)
+        build = functools.partial(small_vae, decoder_blocks=1, branch_scale=0.5)
+        left_open = build(residual=None, affine_skip=None)
+        stack = stack_members(
+            [
+                Member(seed, kappa, 1.0, 0.02, learning_rate=factor, residual=r, affine=a)
+                for r, a, kappa, factor, seed in VARIANTS
+            ]
+        )
+        together, metrics = trained(Trainer(left_open, SETTINGS, stack, data, len(data)), epochs)
+        for index, (residual, affine, kappa, factor, seed) in enumerate(VARIANTS):
+            model = build(residual=residual, affine_skip=affine, latents=kappa)
+            settings = SETTINGS._replace(
+                learning_rate=factor * SETTINGS.learning_rate,
+                final_learning_rate=factor * SETTINGS.final_learning_rate,
+            )
+            one = stack_members([Member(seed, kappa, 1.0, 0.02)])
+            alone, expected = trained(Trainer(model, settings, one, data, len(data)), epochs)
+            assert metrics.loss[index] == pytest.approx(float(expected.loss[0]), rel=tolerance)
+            own, params = with_own_skips(left_open, member_params(together, index))
+            assert own == build(residual=residual, affine_skip=affine)
+            for got, reference in zip(
+                jax.tree.leaves(without_padding(params, kappa)),
+                jax.tree.leaves(member_params(alone, 0)),
+                strict=True,
+            ):
+                scale = np.abs(reference).max()
+                np.testing.assert_allclose(got, reference, rtol=0, atol=tolerance * scale)
+
+
+def without_padding(params, kappa):
+    """The weights that the first `kappa` latents touch."""
+
+    def cut(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name in ("decoder/first/kernel", "affine/kernel"):
+            return leaf[:kappa]
+        return leaf[..., :kappa] if name.split("/")[1:2] in (["mean"], ["log_var"]) else leaf
+
+    return jax.tree_util.tree_map_with_path(cut, params)
 
 
 def test_the_loss_is_eq_2_by_hand(small_vae, pixels):

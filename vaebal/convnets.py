@@ -9,6 +9,7 @@ Both nets take and return flattened images [B, D], and their latent-facing layer
 of `nets`: "mean", "log_var", "first". `Pyramid` holds what an encoder and its decoder share.
 """
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -16,7 +17,17 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from vaebal.nets import Activation, dense, he_normal, latent_heads, scaled
+from vaebal.nets import (
+    Activation,
+    Products,
+    branch_last_init,
+    dense,
+    he_normal,
+    latent_heads,
+    product,
+    rounded,
+    skip_gate,
+)
 
 
 class Pyramid(NamedTuple):
@@ -56,7 +67,7 @@ def pyramid(image_shape: tuple[int, int, int], patch: int, width: int) -> Pyrami
 
 
 def _windows_times_kernel(
-    x: Array, kernel: Array, strides: tuple, padding: tuple, **same_as_default
+    products: Products, x: Array, kernel: Array, strides: tuple, padding: tuple, **same_as_default
 ) -> Array:
     """x [B, H, W, C], kernel [k, k, C, F] -> [B, H', W', F]: windows gathered, then one product."""
     side, (stride, _), B = len(kernel), strides, len(x)
@@ -69,23 +80,78 @@ def _windows_times_kernel(
         for j in range(side)
     ]
     windows = jnp.concatenate(shifted, axis=-1).reshape(B * out * out, -1)
-    return (windows @ kernel.reshape(-1, kernel.shape[-1])).reshape(B, out, out, -1)
+    flat = product(windows, kernel.reshape(-1, kernel.shape[-1]), products)
+    return flat.reshape(B, out, out, -1)
 
 
-def conv(features: int, side: int, stride: int = 1, **options) -> nn.Conv:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
+def _convolution(
+    products: Products, x: Array, kernel: Array, strides: tuple, padding: tuple
+) -> Array:
+    """As `_windows_times_kernel`, by XLA's convolution.
+
+    Its gradients are written out: JAX's own rule refuses factors of another type than the result.
+    """
+    return _convolution_forward(products, x, kernel, strides, padding)[0]
+
+
+def _convolution_forward(products, x, kernel, strides, padding):
+    factors = rounded((x, kernel), products)
+    y = jax.lax.conv_general_dilated(
+        *factors, strides, padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"), preferred_element_type=x.dtype,
+    )  # fmt: skip
+    return y, factors
+
+
+def _convolution_backward(products, strides, padding, factors, g):
+    (x, kernel), (low,) = factors, rounded((g,), products)
+    convolve = functools.partial(
+        jax.lax.conv_general_dilated, window_strides=(1, 1), preferred_element_type=g.dtype
+    )
+    sizes = zip(x.shape[1:3], kernel.shape[:2], g.shape[1:3], strides, padding, strict=True)
+    # Every output pixel meets the input pixels under its window, and no others.
+    of_x, of_kernel = [], []
+    for size, side, out, stride, (before, _) in sizes:
+        after = stride * (out - 1) + side - size - before
+        of_x.append((side - 1 - before, side - 1 - after))
+        of_kernel.append((before, after))
+    dx = convolve(
+        low, kernel[::-1, ::-1], padding=of_x, lhs_dilation=strides,
+        dimension_numbers=("NHWC", "HWOI", "NHWC"),
+    )  # fmt: skip
+    dkernel = convolve(
+        x, low, padding=of_kernel, rhs_dilation=strides,
+        dimension_numbers=("CHWN", "IHWO", "HWNC"),
+    )  # fmt: skip
+    return dx, dkernel
+
+
+_convolution.defvjp(_convolution_forward, _convolution_backward)
+
+
+def conv(
+    features: int, side: int, stride: int = 1, products: Products = None, **options
+) -> nn.Conv:
     """nn.Conv with a square window, zero padding, and parameters in JAX's default float.
 
     On a CPU the convolution is a matrix product over windows: XLA's own gradient of a
     convolution is several hundred times slower there inside a compiled loop.
     """
-    by_products = {"conv_general_dilated": _windows_times_kernel}
+    by_products = {}
+    if jax.default_backend() == "cpu":
+        by_products["conv_general_dilated"] = functools.partial(_windows_times_kernel, products)
+    elif products is not None:
+        by_products["conv_general_dilated"] = lambda *arguments, **same_as_default: _convolution(
+            products, *arguments
+        )
     return nn.Conv(
         features,
         (side, side),
         (stride, stride),
         padding=(side - stride) // 2 if stride > 1 else side // 2,
         param_dtype=jnp.result_type(float),
-        **(by_products if jax.default_backend() == "cpu" else {}),
+        **by_products,
         **options,
     )
 
@@ -105,20 +171,26 @@ def from_patches(patches: Array, side: int) -> Array:
 
 
 class Block(nn.Module):
-    """h + conv act(conv act(h)), or the two convolutions alone without `residual`."""
+    """h + conv act(conv act(h)), or the two convolutions alone where not `residual`."""
 
     channels: int
     activation: Activation
-    residual: bool
     branch_scale: float
+    products: Products = None
 
     @nn.compact
-    def __call__(self, h: Array) -> Array:
+    def __call__(self, h: Array, residual: bool | Array = True) -> Array:
         """[B, H, W, channels] -> the same shape."""
-        branch = conv(self.channels, 3, kernel_init=he_normal, name="a")(self.activation(h))
-        last = scaled(he_normal, self.branch_scale) if self.residual else he_normal
-        branch = conv(self.channels, 3, kernel_init=last, name="b")(self.activation(branch))
-        return h + branch if self.residual else branch
+        layer = functools.partial(conv, self.channels, 3, products=self.products)
+        branch = layer(kernel_init=he_normal, name="a")(self.activation(h))
+        last = branch_last_init(residual, self.branch_scale)
+        branch = layer(kernel_init=last, name="b")(self.activation(branch))
+        return jnp.where(residual, h, 0.0) + branch
+
+
+def block(remat: bool) -> type[Block]:
+    """`Block`, which under `remat` keeps its input alone and computes anew for the gradient."""
+    return nn.remat(Block) if remat else Block
 
 
 class ConvEncoder(nn.Module):
@@ -138,6 +210,8 @@ class ConvEncoder(nn.Module):
     activation: Activation
     log_var_init: float = 0.0
     branch_scale: float = 0.0
+    products: Products = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Array]:
@@ -148,14 +222,17 @@ class ConvEncoder(nn.Module):
         )
         for scale, channels in enumerate(self.pyramid.channels):
             h = to_patches(self.activation(h), 2) if scale else h
-            h = dense(channels, kernel_init=he_normal, name=f"down{scale}")(h)
-            for block in range(self.blocks):
-                h = Block(
-                    channels, self.activation, True, self.branch_scale, name=f"scale{scale}_{block}"
+            h = dense(channels, self.products, kernel_init=he_normal, name=f"down{scale}")(h)
+            for i in range(self.blocks):
+                h = block(self.remat)(
+                    channels,
+                    self.activation,
+                    self.branch_scale,
+                    self.products,
+                    name=f"scale{scale}_{i}",
                 )(h)
-        return latent_heads(
-            self.activation(h).reshape(len(x), -1), self.latents, True, self.log_var_init
-        )
+        features = self.activation(h).reshape(len(x), -1)
+        return latent_heads(features, self.latents, True, self.log_var_init, self.products)
 
 
 class ConvDecoder(nn.Module):
@@ -163,39 +240,44 @@ class ConvDecoder(nn.Module):
 
     Attributes:
       blocks: of two convolutions, at each scale.
-      residual: skip connections between decoder layers (prescription 1).
+      residual: skip connections between decoder layers (prescription 1); None: see
+        `nets.skip_gate`.
       branch_scale: as in `nets.ResidualDecoder`.
     """
 
     pyramid: Pyramid
     blocks: int
     activation: Activation
-    residual: bool
+    residual: bool | None
     branch_scale: float = 0.0
+    products: Products = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, z: Array) -> Array:
         """z [B, K] -> [B, D]."""
+        residual = skip_gate(self, self.residual, "residual_gate")
         side, channels = self.pyramid.sides[-1], self.pyramid.channels
-        h = dense(side * side * channels[-1], name="first")(z)
+        h = dense(side * side * channels[-1], self.products, name="first")(z)
         h = h.reshape(len(z), side, side, channels[-1])
         for scale in reversed(range(len(channels))):
-            for block in range(self.blocks):
-                h = Block(
+            for i in range(self.blocks):
+                h = block(self.remat)(
                     channels[scale],
                     self.activation,
-                    self.residual,
                     self.branch_scale,
-                    name=f"scale{scale}_{block}",
-                )(h)
+                    self.products,
+                    name=f"scale{scale}_{i}",
+                )(h, residual)
             if scale:
-                h = dense(4 * channels[scale - 1], kernel_init=he_normal, name=f"up{scale}")(
-                    self.activation(h)
+                up = dense(
+                    4 * channels[scale - 1], self.products, kernel_init=he_normal, name=f"up{scale}"
                 )
-                h = from_patches(h, 2)
+                h = from_patches(up(self.activation(h)), 2)
         # 3 x 3, so that neighbouring patches know of each other and no seams show.
         pixels = self.pyramid.patch**2 * self.pyramid.image_shape[2]
-        h = conv(pixels, 3, use_bias=False, name="out")(self.activation(h))
+        out = conv(pixels, 3, products=self.products, use_bias=False, name="out")
+        h = out(self.activation(h))
         flat = from_patches(h, self.pyramid.patch).reshape(len(z), -1)
         bias = self.param("bias", nn.initializers.zeros, flat.shape[-1:], flat.dtype)
         return flat + bias[None, :]
@@ -211,6 +293,7 @@ class InfoGANEncoder(nn.Module):
     image_shape: tuple[int, int, int]
     activation: Activation
     log_var_init: float = 0.0
+    products: Products = None
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Array]:
@@ -218,9 +301,11 @@ class InfoGANEncoder(nn.Module):
         centre = self.param("centre", nn.initializers.zeros, x.shape[-1:], jnp.result_type(float))
         h = (x - centre[None, :]).reshape(-1, *self.image_shape)
         for i, channels in enumerate((64, 128)):
-            h = self.activation(conv(channels, 4, 2, kernel_init=he_normal, name=f"conv{i}")(h))
-        h = dense(1024, kernel_init=he_normal, name="hidden")(h.reshape(len(x), -1))
-        return latent_heads(self.activation(h), self.latents, True, self.log_var_init)
+            layer = conv(channels, 4, 2, self.products, kernel_init=he_normal, name=f"conv{i}")
+            h = self.activation(layer(h))
+        hidden = dense(1024, self.products, kernel_init=he_normal, name="hidden")
+        h = self.activation(hidden(h.reshape(len(x), -1)))
+        return latent_heads(h, self.latents, True, self.log_var_init, self.products)
 
 
 class InfoGANDecoder(nn.Module):
@@ -228,16 +313,19 @@ class InfoGANDecoder(nn.Module):
 
     image_shape: tuple[int, int, int]
     activation: Activation
+    products: Products = None
 
     @nn.compact
     def __call__(self, z: Array) -> Array:
         """z [B, K] -> [B, D]."""
         height, width, channels = self.image_shape
-        h = self.activation(dense(1024, name="first")(z))
-        h = dense(128 * (height // 4) * (width // 4), kernel_init=he_normal, name="hidden")(h)
+        units = 128 * (height // 4) * (width // 4)
+        h = self.activation(dense(1024, self.products, name="first")(z))
+        h = dense(units, self.products, kernel_init=he_normal, name="hidden")(h)
         h = self.activation(h).reshape(len(z), height // 4, width // 4, 128)
         # A transposed 4 x 4 convolution of stride 2 is a case of a 3 x 3 sub-pixel one.
-        h = self.activation(from_patches(conv(4 * 64, 3, kernel_init=he_normal, name="up")(h), 2))
-        h = from_patches(conv(4 * channels, 3, use_bias=False, name="out")(h), 2)
+        up = conv(4 * 64, 3, products=self.products, kernel_init=he_normal, name="up")
+        out = conv(4 * channels, 3, products=self.products, use_bias=False, name="out")
+        h = from_patches(out(self.activation(from_patches(up(h), 2))), 2)
         bias = self.param("bias", nn.initializers.zeros, (height * width * channels,), h.dtype)
         return h.reshape(len(z), -1) + bias[None, :]

@@ -10,7 +10,7 @@ from jax import Array
 
 from vaebal.convnets import ConvDecoder, ConvEncoder, InfoGANDecoder, InfoGANEncoder, pyramid
 from vaebal.gaussians import reparameterise
-from vaebal.nets import Activation, MLPEncoder, ResidualDecoder, dense
+from vaebal.nets import Activation, MLPEncoder, Products, ResidualDecoder, dense, skip_gate
 
 
 class Outputs(NamedTuple):
@@ -38,7 +38,7 @@ class GaussianVAE(nn.Module):
       latents: K.
       outputs: D.
       affine_skip: adds W_x z (eq. 5). W_x starts at zero: with and without it the
-        model starts as the same function.
+        model starts as the same function. None: see `nets.skip_gate`.
       gamma: fixed decoder variance, a constant; None makes log gamma a parameter.
       gamma_init: where a learned gamma starts.
     """
@@ -47,14 +47,20 @@ class GaussianVAE(nn.Module):
     decoder: nn.Module
     latents: int
     outputs: int
-    affine_skip: bool
+    affine_skip: bool | None
     gamma: float | None = None
     gamma_init: float = 1.0
+    products: Products = None
 
     def setup(self):
-        if self.affine_skip:
+        self.affine_gate = skip_gate(self, self.affine_skip, "affine_gate")
+        if self.affine_gate is not False:
             self.affine = dense(
-                self.outputs, use_bias=False, kernel_init=nn.initializers.zeros, name="affine"
+                self.outputs,
+                self.products,
+                use_bias=False,
+                kernel_init=nn.initializers.zeros,
+                name="affine",
             )
         if self.gamma is None:
             self.learned_log_gamma = self.param(
@@ -77,7 +83,9 @@ class GaussianVAE(nn.Module):
     def decode(self, z: Array) -> Array:
         """z [B, K] -> decoder mean [B, D]."""
         x_hat = self.decoder(z)
-        return x_hat + self.affine(z) if self.affine_skip else x_hat
+        if self.affine_gate is False:
+            return x_hat
+        return x_hat + jnp.where(self.affine_gate, self.affine(z), 0.0)
 
     def log_gamma(self) -> Array:
         """log of the decoder variance, a scalar."""
@@ -112,22 +120,33 @@ def mlp_vae(
     encoder_layers: int,
     decoder_blocks: int,
     activation: Activation,
-    residual: bool,
-    affine_skip: bool,
+    residual: bool | None,
+    affine_skip: bool | None,
     branch_scale: float = 0.0,
     log_var_init: float = 0.0,
     gamma: float | None = None,
     gamma_init: float = 1.0,
+    products: Products = None,
 ) -> GaussianVAE:
     """The network of Table 1: feed-forward encoder, residual decoder, affine skip."""
     return GaussianVAE(
-        encoder=MLPEncoder(latents, width, encoder_layers, activation, log_var_init=log_var_init),
-        decoder=ResidualDecoder(outputs, width, decoder_blocks, activation, residual, branch_scale),
+        encoder=MLPEncoder(
+            latents,
+            width,
+            encoder_layers,
+            activation,
+            log_var_init=log_var_init,
+            products=products,
+        ),
+        decoder=ResidualDecoder(
+            outputs, width, decoder_blocks, activation, residual, branch_scale, products
+        ),
         latents=latents,
         outputs=outputs,
         affine_skip=affine_skip,
         gamma=gamma,
         gamma_init=gamma_init,
+        products=products,
     )
 
 
@@ -139,11 +158,13 @@ def conv_vae(
     width: int,
     blocks: int,
     activation: Activation,
-    residual: bool,
-    affine_skip: bool,
+    residual: bool | None,
+    affine_skip: bool | None,
     log_var_init: float = 0.0,
     gamma: float | None = None,
     gamma_init: float = 1.0,
+    products: Products = None,
+    remat: bool = False,
 ) -> GaussianVAE:
     """The network for images of 32, 64, 128 px: residual encoder and its mirror as decoder.
 
@@ -151,16 +172,20 @@ def conv_vae(
       patch: side of the patches the first layer reads; width: channels of the finest scale.
       blocks: residual blocks at each scale.
       residual: the decoder's skips; the encoder's are always there.
+      remat: blocks keep their inputs alone and are computed anew for the gradient.
     """
     shape = pyramid(image_shape, patch, width)
     return GaussianVAE(
-        encoder=ConvEncoder(latents, shape, blocks, activation, log_var_init),
-        decoder=ConvDecoder(shape, blocks, activation, residual),
+        encoder=ConvEncoder(
+            latents, shape, blocks, activation, log_var_init, products=products, remat=remat
+        ),
+        decoder=ConvDecoder(shape, blocks, activation, residual, products=products, remat=remat),
         latents=latents,
         outputs=math.prod(image_shape),
         affine_skip=affine_skip,
         gamma=gamma,
         gamma_init=gamma_init,
+        products=products,
     )
 
 
@@ -169,10 +194,11 @@ def infogan_vae(
     image_shape: tuple[int, int, int],
     latents: int,
     activation: Activation,
-    affine_skip: bool,
+    affine_skip: bool | None,
     log_var_init: float = 0.0,
     gamma: float | None = None,
     gamma_init: float = 1.0,
+    products: Products = None,
 ) -> GaussianVAE:
     """The two-stage literature's network for 28 to 64 px, less its batch normalisation.
 
@@ -184,18 +210,25 @@ def infogan_vae(
             f"image_shape={tuple(image_shape)} does not fit: sides must be multiples of 4."
         )
     return GaussianVAE(
-        encoder=InfoGANEncoder(latents, tuple(image_shape), activation, log_var_init),
-        decoder=InfoGANDecoder(tuple(image_shape), activation),
+        encoder=InfoGANEncoder(latents, tuple(image_shape), activation, log_var_init, products),
+        decoder=InfoGANDecoder(tuple(image_shape), activation, products),
         latents=latents,
         outputs=math.prod(image_shape),
         affine_skip=affine_skip,
         gamma=gamma,
         gamma_init=gamma_init,
+        products=products,
     )
 
 
 def init_params(
-    model: GaussianVAE, key: Array, data_mean: Array, kappa: int | Array | None = None
+    model: GaussianVAE,
+    key: Array,
+    data_mean: Array,
+    kappa: int | Array | None = None,
+    *,
+    residual: bool | Array = True,
+    affine: bool | Array = True,
 ) -> dict[str, Any]:
     """Parameters of a model built here, centred on the data.
 
@@ -209,9 +242,23 @@ def init_params(
       data_mean: x_bar [D].
       kappa: true number of latents where the model is padded to K > kappa; the first
         decoder layer is then scaled for a fan-in of kappa.
+      residual, affine: whether the skips are there, of a model that leaves it open.
+
+    Returns:
+      Leaf for leaf what the model of these skips would get; besides, "affine_gate" and
+      "decoder/residual_gate" of a model that leaves them open.
     """
     x, eps = jnp.zeros((1, model.outputs)), jnp.zeros((1, model.latents))
-    params = model.init(key, x, eps, kappa)["params"]
+    # Gates are given, all else is drawn: the blocks' first weights depend on theirs.
+    gates: dict[str, Any] = {}
+    if model.affine_skip is None:
+        gates["affine_gate"] = jnp.asarray(affine, float)
+    if getattr(model.decoder, "residual", True) is None:
+        gates["decoder"] = {"residual_gate": jnp.asarray(residual, float)}
+    _, variables = model.apply(
+        {"params": gates}, x, eps, kappa, rngs={"params": key}, mutable="params"
+    )
+    params = variables["params"]
     encoder, decoder = params["encoder"], params["decoder"]
     if "centre" in encoder:
         encoder["centre"] = decoder["bias"] = data_mean
@@ -223,3 +270,20 @@ def init_params(
         # Divided as floats: int32 / int32 is float32 even under x64.
         decoder["first"]["kernel"] *= jnp.sqrt(model.latents / jnp.asarray(kappa, float))
     return params
+
+
+def with_own_skips(model: GaussianVAE, params: dict[str, Any]) -> tuple[GaussianVAE, Any]:
+    """A model that leaves its skips open -> that of the skips which `params` choose, and its own.
+
+    The same function of fewer parameters: none is left that does nothing, which a Hessian would
+    show as a flat direction.
+    """
+    decoder, params = dict(params["decoder"]), dict(params)
+    if "residual_gate" in decoder:
+        residual = bool(decoder.pop("residual_gate"))
+        model = model.clone(decoder=model.decoder.clone(residual=residual))
+    if "affine_gate" in params:
+        model = model.clone(affine_skip=bool(params.pop("affine_gate")))
+        if not model.affine_skip:
+            del params["affine"]
+    return model, params | {"decoder": decoder}

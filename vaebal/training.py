@@ -1,8 +1,8 @@
 """One training loop: whole epochs in one compiled call, members of a sweep stacked.
 
-A member is one training run. Members that differ only in seed, kappa or gamma's rate
-have states of equal shapes and are stacked on a leading axis M and vmapped; a lone
-member is the case M = 1. Nothing that training does depends on how it is cut into
+A member is one training run. Members that differ only in seed, kappa, skips, learning rate
+or gamma's rate have states of equal shapes and are stacked on a leading axis M and vmapped;
+a lone member is the case M = 1. Nothing that training does depends on how it is cut into
 chunks, so a resumed run repeats the uninterrupted one.
 """
 
@@ -50,6 +50,9 @@ class Member(NamedTuple):
     gamma_end: Array | float = 0.0  # 0: gamma is learned; else a value that it descends to
     gamma_guard: Array | float = 0.0  # 0: none; only the rule "adaptive" has one
     gamma_release: Array | float = 0.0  # 1: the guard goes towards the end; 0: it stays
+    learning_rate: Array | float = 1.0  # a factor on the settings' schedule
+    residual: Array | float = 1.0  # 1 or 0: the decoder's skips, where the model leaves them open
+    affine: Array | float = 1.0  # 1 or 0: eq. 5's skip, likewise
 
 
 class ResidualMode(NamedTuple):
@@ -170,7 +173,10 @@ def init_state(
     model: GaussianVAE, settings: Optimisation, member: Member, data_mean: Array
 ) -> TrainState:
     """One member's state before its first step; pure in member.seed."""
-    params = init_params(model, stream(member.seed, "init"), data_mean, member.kappa)
+    params = init_params(
+        model, stream(member.seed, "init"), data_mean, member.kappa,
+        residual=member.residual, affine=member.affine,
+    )  # fmt: skip
     gamma_state = ()
     if settings.gamma_rule != "fixed":
         log_gamma = jnp.log(jnp.asarray(member.gamma_start, params["log_gamma"].dtype))
@@ -219,6 +225,8 @@ def train_step(
     scaled = jax.tree.map(lambda gradient: gamma * gradient, without_gamma(gradients))
     weights = without_gamma(state.params)
     updates, opt_state = weights_optimiser(settings).update(scaled, state.opt_state, weights)
+    # Adam's step is linear in its rate.
+    updates = jax.tree.map(lambda update: member.learning_rate * update, updates)
     params = optax.apply_updates(weights, updates)
     gamma_state, residual_variance = state.gamma_state, jnp.full((), jnp.nan, loss.dtype)
     mean_square = terms.squared_error.mean() / x.shape[-1]

@@ -31,7 +31,7 @@ from vaebal.data import MANIFOLDS, Decode, ImageSet, load, manifold, mean_image,
 from vaebal.errors import Diverged, InputError
 from vaebal.experiments import checks, gamma_report
 from vaebal.models import GaussianVAE, conv_vae, infogan_vae, mlp_vae, prior_samples
-from vaebal.nets import ACTIVATIONS
+from vaebal.nets import ACTIVATIONS, PRODUCTS
 from vaebal.progress import Progress
 from vaebal.streaming import StreamingTrainer
 from vaebal.streams import stream
@@ -148,6 +148,12 @@ def check(config: Any) -> None:
     )  # fmt: skip
     checks.one_of(config, "model.network", NETWORKS)
     checks.one_of(config, "model.activation", tuple(ACTIVATIONS))
+    checks.one_of(config, "model.products", tuple(PRODUCTS))
+    if config.model.remat and config.model.network != "conv":
+        raise InputError(
+            f"model.remat=True does nothing for model.network={config.model.network!r}: set it to "
+            "False, or the network to 'conv'."
+        )
     release = tuple(config.train.release)
     if len(release) != 2 or not 0 <= release[0] < release[1] <= 1:
         raise InputError(
@@ -192,13 +198,14 @@ def build_model(config: Any, image_shape: tuple[int, int, int]) -> GaussianVAE:
         "activation": ACTIVATIONS[settings.activation],
         "affine_skip": settings.affine_skip,
         "log_var_init": settings.log_var_init,
+        "products": PRODUCTS[settings.products],
     }
     if settings.network == "infogan":
         return infogan_vae(image_shape=image_shape, **shared)
     if settings.network == "conv":
         return conv_vae(
             image_shape=image_shape, patch=settings.patch, width=settings.width,
-            blocks=settings.blocks, residual=settings.residual, **shared,
+            blocks=settings.blocks, residual=settings.residual, remat=settings.remat, **shared,
         )  # fmt: skip
     return mlp_vae(
         outputs=int(np.prod(image_shape)), width=settings.width, encoder_layers=settings.blocks + 1,

@@ -23,8 +23,8 @@ from vaebal.checkpoints import (
 from vaebal.data import ImageSet, load, steps_per_epoch
 from vaebal.errors import Diverged, InputError
 from vaebal.experiments import checks, kappa_report
-from vaebal.models import GaussianVAE, mlp_vae, prior_samples
-from vaebal.nets import ACTIVATIONS
+from vaebal.models import GaussianVAE, mlp_vae, prior_samples, with_own_skips
+from vaebal.nets import ACTIVATIONS, PRODUCTS
 from vaebal.progress import Progress
 from vaebal.streams import stream
 from vaebal.training import Member, Optimisation, Trainer, fit, member_params, stack_members
@@ -32,6 +32,11 @@ from vaebal.units import to_unit_pixels
 
 SKIPS = ("residual+affine", "residual", "affine", "none")
 ACTIVE_THRESHOLDS = (0.001, 0.01, 0.1)
+STACKS = {
+    "all": "all members in one program",
+    "skips": "one program per skip variant",
+    "none": "one program per member",
+}
 # Below this many parameters a training step is mostly overhead on a CPU, which stacked
 # members share; above, one member's matrix products fill the cores and stacking only
 # adds padding.
@@ -79,13 +84,22 @@ def check(config: Any) -> None:
     checks.positive_numbers(config, "train.final_learning_rate", "train.warmup_steps", zero=True)
     checks.one_of(config, "model.activation", tuple(ACTIVATIONS))
     checks.one_of(config, "train.gamma_rule", ("closed_form", "adam", "fixed"))
-    checks.one_of(config, "train.stack", ("auto", "all", "none"))
+    checks.one_of(config, "train.stack", ("auto", "all", "skips", "none"))
+    checks.one_of(config, "model.products", tuple(PRODUCTS))
     if config.train.gamma_rule != "fixed":
         checks.positive_numbers(config, "train.gamma_rate")
 
 
-def build_model(config: Any, dim: int, latents: int, skips: str) -> GaussianVAE:
-    """The model of a cell (or of stacked cells, with `latents` their largest kappa)."""
+def build_model(config: Any, dim: int, latents: int, *skips: str) -> GaussianVAE:
+    """The model of a cell, or of stacked cells: `latents` their largest kappa, `skips` all theirs.
+
+    A skip that some of them have and others not is left open, for their parameters to decide.
+    """
+
+    def shared(skip: str) -> bool | None:
+        having = {skip in variant for variant in skips}
+        return having.pop() if len(having) == 1 else None
+
     fixed = config.train.gamma_rule == "fixed"
     return mlp_vae(
         outputs=dim,
@@ -94,12 +108,13 @@ def build_model(config: Any, dim: int, latents: int, skips: str) -> GaussianVAE:
         encoder_layers=config.model.encoder_layers,
         decoder_blocks=config.model.decoder_blocks,
         activation=ACTIVATIONS[config.model.activation],
-        residual="residual" in skips,
-        affine_skip="affine" in skips,
+        residual=shared("residual"),
+        affine_skip=shared("affine"),
         branch_scale=config.model.branch_scale,
         log_var_init=config.model.log_var_init,
         gamma=config.model.gamma if fixed else None,
         gamma_init=config.model.gamma,
+        products=PRODUCTS[config.model.products],
     )
 
 
@@ -111,29 +126,41 @@ def _parameters(config: Any, dim: int) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
-def stacks(config: Any, dim: int) -> list[list[Cell]]:
-    """The cells, grouped into those that train in one program (train.stack).
-
-    "all" stacks every kappa and seed of a skip variant, padded to the largest kappa;
-    "none" trains one at a time; "auto" is "all" on accelerators and for small models.
-    """
-    mode = config.train.stack
+def stack_mode(config: Any, dim: int) -> tuple[str, str]:
+    """train.stack, where it is "auto" as decided here; and in words, with the reason if so."""
+    mode, why = config.train.stack, ""
     if mode == "auto":
-        small = _parameters(config, dim) < STACK_BELOW_PARAMETERS
-        mode = "all" if small or jax.default_backend() != "cpu" else "none"
-    cells = [
+        if jax.default_backend() != "cpu":
+            mode, why = "all", ": stacked members fill an accelerator"
+        elif _parameters(config, dim) < STACK_BELOW_PARAMETERS:
+            mode, why = "skips", ": a step of so small a net is mostly overhead, which they share"
+        else:
+            mode, why = "none", ": one member's products fill the cores"
+    return mode, STACKS[mode] + why
+
+
+def stacks(config: Any, mode: str) -> list[list[Cell]]:
+    """The cells, grouped into those that train in one program.
+
+    Args:
+      mode: "all" stacks every cell, padded to the largest kappa, "skips" those of a skip variant,
+        "none" trains one at a time.
+    """
+    variants = [
         [Cell(skips, kappa, seed) for kappa in config.model.kappas for seed in config.train.seeds]
         for skips in config.model.skips
     ]
-    return cells if mode == "all" else [[cell] for cell in itertools.chain(*cells)]
+    cells = list(itertools.chain(*variants))
+    return {"all": [cells], "skips": variants, "none": [[cell] for cell in cells]}[mode]
 
 
 def stack_name(cells: Sequence[Cell]) -> str:
     """The name of a stack's checkpoints."""
     if len(cells) == 1:
         return cells[0].name
+    skips = [variant for variant in SKIPS if variant in {c.skips for c in cells}]
     kappas, seeds = sorted({c.kappa for c in cells}), sorted({c.seed for c in cells})
-    return f"{cells[0].skips}_kappa{'-'.join(map(str, kappas))}_seed{'-'.join(map(str, seeds))}"
+    return f"{'-'.join(skips)}_kappa{'-'.join(map(str, kappas))}_seed{'-'.join(map(str, seeds))}"
 
 
 def run(config: Any, workdir: str) -> list[dict[str, Any]]:
@@ -145,15 +172,15 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
     """
     check(config)
     images = load(config.data.name, config.data.dir)
-    groups = stacks(config, images.dim)
+    mode, stacking = stack_mode(config, images.dim)
+    groups = stacks(config, mode)
     for members in set(map(len, groups)):
         checks.batch_size(config, images, members)
     # After all that can be refused: a workdir holds no config that never ran.
     path = open_workdir(workdir, config.to_dict())
     cells = list(itertools.chain(*groups))
     print(
-        f"{config.name}: {len(cells)} members in {len(groups)} "
-        f"program{'s' if len(groups) > 1 else ''}, {config.train.epochs} epochs each, on "
+        f"{config.name}: {len(cells)} members, {stacking}; {config.train.epochs} epochs each, on "
         f"{images.name} ({len(images.train)} training and {len(images.test)} test images), "
         f"{jax.device_count()} {jax.devices()[0].device_kind} device(s); workdir {path}",
         flush=True,
@@ -196,7 +223,7 @@ def make_trainer(
     config: Any, images: ImageSet, cells: Sequence[Cell]
 ) -> tuple[GaussianVAE, Trainer]:
     """The compiled training program of stacked cells."""
-    model = build_model(config, images.dim, max(c.kappa for c in cells), cells[0].skips)
+    model = build_model(config, images.dim, max(c.kappa for c in cells), *{c.skips for c in cells})
     steps = steps_per_epoch(len(images.train), config.train.batch_size)
     settings = Optimisation(
         learning_rate=config.train.learning_rate,
@@ -207,7 +234,17 @@ def make_trainer(
         gamma_rule=config.train.gamma_rule,
     )
     members = stack_members(
-        [Member(c.seed, c.kappa, config.model.gamma, config.train.gamma_rate) for c in cells]
+        [
+            Member(
+                c.seed,
+                c.kappa,
+                config.model.gamma,
+                config.train.gamma_rate,
+                residual="residual" in c.skips,
+                affine="affine" in c.skips,
+            )
+            for c in cells
+        ]
     )
     return model, Trainer(
         model, settings, members, images.train, config.train.batch_size,
@@ -313,21 +350,27 @@ def draw_pictures(
 def load_member(
     config: Any, workdir: str, skips: str, kappa: int, seed: int
 ) -> tuple[GaussianVAE, dict[str, Any]]:
-    """A finished member's model and parameters, to probe in a notebook.
+    """A finished member's model (its skips fixed) and parameters, to probe in a notebook.
 
     Raises:
       InputError: the sweep has no such member, or it has not been trained yet.
     """
-    images = load(config.data.name, config.data.dir)
     wanted = Cell(skips, kappa, seed)
-    for group in stacks(config, images.dim):
-        if wanted in group:
-            with Checkpoints(workdir_path(workdir) / "checkpoints" / stack_name(group)) as saved:
-                if saved.latest is None:
-                    raise InputError(
-                        f"{wanted.name} has no checkpoint in {workdir}: train it first."
-                    )
+    # "auto" may have chosen otherwise on the devices that trained it.
+    modes = tuple(STACKS) if config.train.stack == "auto" else (config.train.stack,)
+    groups = [group for mode in modes for group in stacks(config, mode) if wanted in group]
+    if not groups:
+        raise InputError(f"{wanted.name} is not a member of this sweep.")
+    for group in groups:
+        path = workdir_path(workdir) / "checkpoints" / stack_name(group)
+        if not path.exists():
+            continue
+        with Checkpoints(path) as saved:
+            if saved.latest is not None:
+                images = load(config.data.name, config.data.dir)
                 model, trainer = make_trainer(config, images, group)
                 _, state = saved.restore_latest(trainer.state_shapes)
-            return model, member_params(devices.local(state), group.index(wanted))
-    raise InputError(f"{wanted.name} is not a member of this sweep.")
+                return with_own_skips(
+                    model, member_params(devices.local(state), group.index(wanted))
+                )
+    raise InputError(f"{wanted.name} has no checkpoint in {workdir}: train it first.")
