@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import matplotlib
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -137,7 +138,7 @@ def _configs(options: Options, say: Say) -> Page:
         _loaded(options.configs or [str(CONFIGS / name) for name in ALL_CONFIGS]),
         turns=options.turns(3, 0.5),
         matrix_size=options.matrix_size,
-        epoch_seconds=0.2 if options.quick else 1.0,
+        epoch_seconds=0.1 if options.quick else 0.3,
         say=say,
     )
     return step.many_page(rows)
@@ -164,9 +165,9 @@ def _metrics(options: Options, say: Say) -> Page:
 def _feeding(options: Options, say: Say) -> Page:
     feeds = feeding.measure(
         _loaded([str(CONFIGS / name) for name in FED]),
-        turns=options.turns(3, 1.0),
+        turns=options.turns(3, 0.5),
         matrix_size=options.matrix_size,
-        epoch_seconds=0.2 if options.quick else 1.0,
+        epoch_seconds=0.1 if options.quick else 0.3,
         disk_bytes=feeding.DISK_BYTES >> (3 * options.quick),
         say=say,
     )
@@ -196,7 +197,7 @@ MEASUREMENTS: dict[str, Callable[[Options, Say], Page]] = {
 
 def main(argv: Sequence[str]) -> int:
     """Measures, prints, and writes a Markdown file for each measurement."""
-    os.environ.setdefault("MPLBACKEND", "Agg")
+    matplotlib.use("agg")
     say = functools.partial(print, flush=True, file=sys.stderr)
     try:
         if len(argv) > 1:

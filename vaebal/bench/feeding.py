@@ -21,7 +21,7 @@ from vaebal.bench.subjects import (
     with_batch_size,
 )
 from vaebal.bench.timing import PEAK, Spread, Turns, Work, jax_peak, spread
-from vaebal.data import ImageSet, Scenes
+from vaebal.data import ImageSet, Scenes, steps_per_epoch
 from vaebal.errors import InputError
 from vaebal.feeding import Feeder
 from vaebal.rendered import MAX_FACTORS, draw_factors
@@ -149,7 +149,8 @@ def images_on_disk(folder: Path, resolution: int, size: int, least: int) -> np.n
 
 def reading(rows: np.ndarray, batch_size: int) -> tuple[Work, int]:
     """Chunks of shuffled batches, put on the device, and the images in one."""
-    steps = max(CHUNK_BYTES // (batch_size * rows[0].nbytes), 1)
+    most = steps_per_epoch(len(rows), batch_size)
+    steps = int(np.clip(CHUNK_BYTES // (batch_size * rows[0].nbytes), 1, most))
 
     def work(count: int) -> None:
         # A feeder of its own: one kept from turn to turn would have read ahead in between.

@@ -189,7 +189,7 @@ def page(grown: Sequence[Growth]) -> Page:
             ", ".join(f"{size:,.0f}" for size in each.sizes),
             ", ".join(seconds_text(taken.median) for taken in each.seconds),
             f"{each.variable}^{with_range(each.exponent, '.2f')}",
-            f"{with_range(each.rate, ',.3g')} {each.unit}/s",
+            f"{with_range(each.rate)} {each.unit}/s",
         ]
         for each in grown
     ]

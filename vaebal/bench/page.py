@@ -1,5 +1,6 @@
 """What a measurement puts on paper: sections of Markdown, and perhaps a figure."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -62,16 +63,26 @@ def render(page: Page, machine: Sequence[tuple[str, str]], others: float, image:
     )
 
 
-def with_range(value: Spread, form: str, scale: float = 1.0) -> str:
-    """ "9,450 (9,200–9,600)", each number written by the format spec `form`."""
+def three_digits(value: float) -> str:
+    """The format spec that shows three significant digits of `value`, and never an exponent."""
+    magnitude = math.floor(math.log10(abs(value))) if value else 0
+    return f",.{max(2 - magnitude, 0)}f"
+
+
+def with_range(value: Spread, form: str = "", scale: float = 1.0) -> str:
+    """ "9,450 (9,200–9,600)", each number written by the format spec `form`.
+
+    Args:
+      form: "" for three digits of the median.
+    """
+    form = form or three_digits(scale * value.median)
     median, low, high = (format(scale * number, form) for number in value)
     return f"{median} ({low}–{high})"
 
 
 def seconds_text(value: float) -> str:
-    """Seconds in a unit that leaves three digits: "1.23 s", "12.3 ms", "123 µs"."""
-    for unit, scale in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
-        if value * scale >= 1 or unit == "µs":
-            digits = 2 if value * scale < 10 else 1 if value * scale < 100 else 0
-            return f"{value * scale:.{digits}f} {unit}"
-    raise AssertionError
+    """Seconds in a unit that suits them: "1.23 s", "12.3 ms", "123 µs"."""
+    scale, unit = next(
+        (each for each in ((1.0, "s"), (1e3, "ms")) if value * each[0] >= 1), (1e6, "µs")
+    )
+    return f"{value * scale:{three_digits(value * scale)}} {unit}"

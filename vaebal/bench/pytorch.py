@@ -240,7 +240,9 @@ def pythae_training(
     logging.getLogger("pythae.trainers.base_trainer.base_trainer").setLevel(logging.WARNING)
     pixels = _pixels(torch, images)
     latents = net.encoder["mean"].out_features
-    model = VAE(VAEConfig(input_dim=pixels.shape[1:], latent_dim=latents), Encoder(), Decoder())
+    model = VAE(
+        VAEConfig(input_dim=tuple(pixels.shape[1:]), latent_dim=latents), Encoder(), Decoder()
+    )
     with tempfile.TemporaryDirectory() as folder:  # epochs alone write nothing there
         trainer = BaseTrainer(
             model,

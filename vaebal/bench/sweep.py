@@ -8,16 +8,15 @@ from typing import Any, NamedTuple
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import LogLocator
 
 from vaebal.bench import pytorch
 from vaebal.bench.flops import step_flops
-from vaebal.bench.page import Page, with_range
-from vaebal.bench.step import COMPILED, EAGER
+from vaebal.bench.page import Page, three_digits, with_range
+from vaebal.bench.step import COMPILED, EAGER, OURS
 from vaebal.bench.subjects import build, build_model, random_images, training
 from vaebal.bench.timing import Spread, Turns, Work, spread
 from vaebal.report import COLOURS, markdown_table
-
-SEPARATE = "vaebal, separate runs"
 
 
 class Sweep(NamedTuple):
@@ -102,7 +101,7 @@ def measure(
         name: taken / (steps * (name if isinstance(name, int) else 1))
         for name, taken in seconds.items()
     }
-    separate = {SEPARATE: per_member_step[1]} | {
+    separate = {OURS: per_member_step[1]} | {
         name: taken for name, taken in per_member_step.items() if isinstance(name, str)
     }
     return Sweep(
@@ -134,28 +133,28 @@ def page(sweep: Sweep) -> Page:
     """The table over M, the separate runs, and the curve."""
     scale, unit = _unit(sweep)
     header = ["M", f"{unit} a member-step", "MB on the device", "compile, s"]
-    header += [f"{name} / this" for name in sweep.separate]
+    header += [f"{name}, separate / this" for name in sweep.separate]
     body = []
     for count, taken in sweep.stacked.items():
         line = [
             str(count),
-            with_range(taken, ".3g", scale),
+            with_range(taken, scale=scale),
             f"{sweep.memory[count] / 1e6:,.1f}",
             f"{sweep.compile_seconds[count]:.1f}",
         ]
         factors = (sweep.factors[count][name] for name in sweep.separate)
-        body.append(line + [with_range(factor, ".3g") for factor in factors])
-    alone = [[name, with_range(taken, ".3g", scale)] for name, taken in sweep.separate.items()]
+        body.append(line + [with_range(factor) for factor in factors])
+    alone = [[name, with_range(taken, scale=scale)] for name, taken in sweep.separate.items()]
     last = max(sweep.stacked)
     gains = ", ".join(
-        f"{sweep.factors[last][name].median:.3g} times as fast as {last} of {name}"
-        for name in sweep.separate
+        f"{taken.median:{three_digits(taken.median)}} times as fast as in {name}"
+        for name, taken in sweep.factors[last].items()
     )
     return Page(
         name=f"sweep_{sweep.name}",
         title=f"A sweep in one program: {sweep.title}, batch {sweep.batch_size}",
         sections=[
-            f"{last} members in one program are {gains}, one after the other.",
+            f"One program of {last} members, against {last} runs one after the other: {gains}.",
             "## M members in one program",
             markdown_table(header, body),
             "## One run at a time",
@@ -196,9 +195,10 @@ def draw(sweep: Sweep) -> plt.Figure:
     for (name, taken), colour in zip(sweep.separate.items(), COLOURS[1:], strict=False):
         value, low, high = (scale * each for each in taken)
         axis.axhspan(low, high, color=colour, alpha=0.15, lw=0)
-        axis.axhline(value, color=colour, ls="--", lw=1.2, label=f"{name}, one after the other")
+        axis.axhline(value, color=colour, ls="--", lw=1.2, label=f"{name}, separate runs")
     axis.set(xscale="log", yscale="log", xlabel="members M", ylabel=f"{unit} per member and step")
     axis.set_xticks(counts, [str(count) for count in counts])
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.minorticks_off()
     axis.yaxis.set_major_formatter(plt.FuncFormatter(lambda y, _: f"{y:g}"))
     axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
