@@ -522,6 +522,10 @@ def test_pythaes_trainer_learns_on_the_same_layers(torch, small_vae, pixels):
 # ---- The command line ----
 
 
+# ml_collections loads configs so.
+old_loader = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+
 def options(*arguments, out):
     values = flags.FlagValues()
     command.define_flags(values)
@@ -529,6 +533,7 @@ def options(*arguments, out):
     return command.Options(values)
 
 
+@old_loader
 @pytest.mark.parametrize(
     ("argument", "said"),
     [
@@ -550,6 +555,7 @@ def test_bad_arguments_are_refused_before_measuring(tmp_path, monkeypatch, argum
         options(argument, out=out)
 
 
+@old_loader
 def test_all_is_all_and_quick_is_less(tmp_path):
     full, quick = options("--what=all", out=tmp_path), options("--quick", out=tmp_path)
     assert full.what == list(command.MEASUREMENTS)
@@ -559,6 +565,7 @@ def test_all_is_all_and_quick_is_less(tmp_path):
     assert options("--repeats=7", "--quick", out=tmp_path).turns(5, 1.0).repeats == 7
 
 
+@old_loader
 @pytest.mark.parametrize(
     ("name", "said"),
     [
