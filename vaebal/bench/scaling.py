@@ -6,7 +6,13 @@ from typing import Any, NamedTuple
 import jax
 
 from vaebal.bench.page import Page, with_range
-from vaebal.bench.subjects import build_model, image_shape, random_images, training
+from vaebal.bench.subjects import (
+    build_model,
+    image_shape,
+    random_images,
+    training,
+    with_batch_size,
+)
 from vaebal.bench.sweep import ladder
 from vaebal.bench.timing import Spread, Turns, spread
 from vaebal.report import markdown_table
@@ -46,7 +52,8 @@ def measure(
       InputError: a field that cannot be meant.
     """
     devices = jax.local_devices() if devices is None else devices
-    model, works, compile_seconds = build_model(config, kappa), {}, {}
+    model = build_model(with_batch_size(config, batch_size * len(devices)), kappa)
+    works, compile_seconds = {}, {}
     train = config.train
     settings = Optimisation(
         learning_rate=train.learning_rate,
@@ -54,11 +61,10 @@ def measure(
         warmup_steps=train.warmup_steps,
         total_steps=train.epochs * steps,
         clip_norm=train.clip_norm,
-        gamma_rule="closed_form",
+        gamma_rule="closed_form" if model.gamma is None else "fixed",
     )
     members = stack_members([Member(0, model.latents, config.model.gamma or 0.1, 1e-3)])
-    counts = [count for count in ladder(len(devices)) if len(devices) % count == 0]
-    for count in counts:
+    for count in ladder(len(devices)):
         say(f"compiling for {count} device{'s' * (count > 1)}")
         images = random_images(config, steps * batch_size * count).train
         trainer = Trainer(
@@ -117,7 +123,8 @@ def page(scaling: Scaling) -> Page:
         sections=[markdown_table(header, body)],
         method=[
             "Every device gets the same batch, so the whole batch grows with their number; "
-            "parameters are copied to each, and gradients summed over all in every step. "
+            "parameters are copied to each, and gradients summed over all in every step. A learned "
+            "γ follows its closed form. "
             "*Efficiency*: images/s of a device over those of one device alone."
         ],
         notes=notes,
