@@ -166,7 +166,7 @@ def test_growth_is_measured_at_every_size(monkeypatch):
     np.testing.assert_allclose(grown.exponent, (2.0, 2.0, 2.0))
     np.testing.assert_allclose(grown.rate, (2500.0,) * 3)  # 40 images in 16 ms
     text = page.render(metrics.page([grown]), [], math.nan)
-    assert "1, 2, 4 | 1.00 ms, 4.00 ms, 16.0 ms | n^2.00 (2.00–2.00)" in text
+    assert "1 · 2 · 4 | 1.00 ms · 4.00 ms · 16.0 ms | n^2.00 (2.00–2.00)" in text
     assert "2,500 (2,500–2,500) images/s" in text
 
 
@@ -322,6 +322,8 @@ def test_what_others_use_is_told():
 def tiny(config=digits_kappa):
     config = config.get_config()
     config.model.width, config.train.batch_size = 8, 8
+    if "encoder_layers" in config.model:
+        config.model.encoder_layers, config.model.decoder_blocks = 2, 1
     return config
 
 
@@ -375,7 +377,8 @@ def test_a_sweep_is_measured(tmp_path):
     assert measured.factors[1][step.OURS] == (1.0, 1.0, 1.0)
     assert measured.stacked[1] == measured.separate[step.OURS]
     # Two members have two states; the images are shared.
-    state = 12 * 8 * (2 * 64 + 10 * 8)  # parameters and two moments, at least
+    weights = (64 + 2 * 3) * 8 + 3 * (8 + 64) + 2 * 8 * 8 + 8 * 64
+    state = 3 * 4 * weights  # and two moments of each, in float32
     assert measured.memory[2] - measured.memory[1] > state
     _, first, second = table_below(
         page.render(sweep.page(measured), [], math.nan), "## M members in one program"

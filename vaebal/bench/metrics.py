@@ -186,8 +186,8 @@ def page(grown: Sequence[Growth]) -> Page:
         [
             each.quantity,
             each.variable,
-            ", ".join(f"{size:,.0f}" for size in each.sizes),
-            ", ".join(seconds_text(taken.median) for taken in each.seconds),
+            " · ".join(f"{size:,.0f}" for size in each.sizes),
+            " · ".join(seconds_text(taken.median) for taken in each.seconds),
             f"{each.variable}^{with_range(each.exponent, '.2f')}",
             f"{with_range(each.rate)} {each.unit}/s",
         ]
