@@ -86,7 +86,8 @@ def test_model_flops_agree_with_the_compilers(small_vae, kind):
             image_shape=(16, 16, 3), latents=8, activation=jax.nn.relu, affine_skip=True
         ),
     }[kind]()  # fmt: skip
-    params = init_params(model, jax.random.key(0), jnp.zeros(model.outputs))
+    mean = jnp.zeros(model.outputs)
+    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0), mean))
     x, eps = jnp.zeros((8, model.outputs)), jnp.zeros((8, model.latents))
     gradient = jax.jit(jax.grad(lambda params: loss_and_terms(model, params, x, eps)[0]))
     counted = gradient.lower(params).cost_analysis()["flops"] / len(x)
