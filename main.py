@@ -13,6 +13,8 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from vaebal import command_line
+
 DEFAULT_CONFIG = os.path.join(os.path.dirname(os.path.abspath(__file__)), "configs/digits_kappa.py")
 
 
@@ -61,54 +63,32 @@ def _join_processes() -> None:
         raise InputError(f"--{', --'.join(names)} mean nothing without --distributed: add it.")
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """Defines and parses the flags; a bad flag or field is one sentence and exit code 2."""
-    try:
-        # Defining reads the config, and overrides from sys.argv, so it can fail as parsing can.
-        config_flags.DEFINE_config_file(
-            "config",
-            DEFAULT_CONFIG,
-            "The experiment; any field can be overridden, as in --config.train.epochs=10.",
-        )
-        flags.DEFINE_string(
-            "workdir",
-            None,
-            "Where the run lives; the same command there continues it. Default: runs/ and the "
-            "config's name.",
-        )
-        flags.DEFINE_bool(
-            "distributed",
-            False,
-            "Whether this is one of several processes that train together: see docs/devices.md.",
-        )
-        flags.DEFINE_string(
-            "coordinator_address",
-            None,
-            "host:port of process 0, with --distributed where neither a TPU pod nor Slurm tells.",
-        )
-        flags.DEFINE_integer("num_processes", None, "With it: how many processes there are.")
-        flags.DEFINE_integer("process_id", None, "With it: which one this is, from 0.")
-        rest = flags.FLAGS(argv)
-        _ = flags.FLAGS.config.experiment  # a file that could not be loaded raises only here
-        return rest
-    except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
-        print(f"error: {_one_sentence(error)} (--help lists the flags)", file=sys.stderr)
-        sys.exit(2)
-
-
-def _one_sentence(error: BaseException) -> str:
-    cause = error
-    while cause.args and isinstance(cause.args[0], BaseException):
-        cause = cause.args[0]
-    lines = str(cause.args[0] if cause.args else cause).strip().splitlines()
-    if any("Traceback" in line for line in lines):
-        return lines[-1].partition(": ")[2]  # raised by the config file itself
-    if isinstance(error, OSError):
-        return f"--config: {lines[-1].strip()}"
-    if isinstance(cause, KeyError):  # ml_collections: the field, then a guess
-        return f"the config has no field {': '.join(lines)}"
-    return " ".join(lines)
+def define_flags() -> None:
+    """Defines this program's flags."""
+    config_flags.DEFINE_config_file(
+        "config",
+        DEFAULT_CONFIG,
+        "The experiment; any field can be overridden, as in --config.train.epochs=10.",
+    )
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "Where the run lives; the same command there continues it. Default: runs/ and the "
+        "config's name.",
+    )
+    flags.DEFINE_bool(
+        "distributed",
+        False,
+        "Whether this is one of several processes that train together: see docs/devices.md.",
+    )
+    flags.DEFINE_string(
+        "coordinator_address",
+        None,
+        "host:port of process 0, with --distributed where neither a TPU pod nor Slurm tells.",
+    )
+    flags.DEFINE_integer("num_processes", None, "With it: how many processes there are.")
+    flags.DEFINE_integer("process_id", None, "With it: which one this is, from 0.")
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    app.run(main, flags_parser=lambda argv: command_line.parse(argv, define_flags))

@@ -1,5 +1,6 @@
-"""The benchmark: its counting, its turns, its table, and that PyTorch trains the same network."""
+"""The benchmark: its counting, its turns, its tables, and that PyTorch trains the same network."""
 
+import math
 import os
 import subprocess
 import sys
@@ -10,14 +11,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
 
-from configs import digits_kappa
-from vaebal import bench
+from configs import celeba64_gamma, digits_kappa, network_gamma, theorem1
+from vaebal.bench import __main__ as command
+from vaebal.bench import feeding, metrics, page, pytorch, scaling, step, subjects, sweep, timing
+from vaebal.bench.flops import decoder_flops, forward_flops, step_flops
+from vaebal.bench.machine import describe_machine, watch_others
+from vaebal.bench.timing import Spread, Turns
+from vaebal.data import Scenes
 from vaebal.errors import InputError
-from vaebal.models import init_params, latent_noise
+from vaebal.models import conv_vae, infogan_vae, init_params, latent_noise
 from vaebal.training import loss_and_terms
 
 ROOT = Path(__file__).parent.parent
+BRIEF = Turns(repeats=2, window=0.0)
 
 
 @pytest.fixture
@@ -26,6 +34,9 @@ def torch():
     # Left on, it would flush NumPy's denormals for the tests that follow.
     yield torch
     assert np.float32(1e-30) * np.float32(1e-10) > 0
+
+
+# ---- Counting ----
 
 
 def perturbed(model, seed=0):
@@ -37,29 +48,71 @@ def perturbed(model, seed=0):
     return jax.tree.unflatten(tree, [a + b for a, b in zip(leaves, noise, strict=True)])
 
 
-def test_model_flops_are_those_counted_by_hand(small_vae):
+def small_conv_vae():
+    return conv_vae(
+        image_shape=(16, 16, 3), latents=5, patch=2, width=8, blocks=1, activation=jax.nn.silu,
+        residual=True, affine_skip=True,
+    )  # fmt: skip
+
+
+def test_dense_model_flops_are_those_counted_by_hand(small_vae):
     """D = 16, K = 5, W = 12; two hidden encoder layers, two decoder blocks."""
-    params = init_params(small_vae(), jax.random.key(0), jnp.zeros(16))
     encoder = 16 * 12 + 12 * 12 + 2 * 12 * 5
     decoder = 5 * 12 + 4 * 12 * 12 + 12 * 16 + 5 * 16
-    assert bench.decoder_flops(params) == 2 * decoder
-    assert bench.step_flops(params) == 6 * (encoder + decoder) - 2 * 16 * 12
+    assert decoder_flops(small_vae()) == 2 * decoder
+    assert step_flops(small_vae()) == 6 * (encoder + decoder) - 2 * 16 * 12
 
 
-def test_model_flops_agree_with_the_compilers(small_vae):
-    """XLA counts activations, loss and bias gradients too: a few per cent at width 256."""
-    model = small_vae(outputs=128, latents=32, width=256)
-    params = init_params(model, jax.random.key(0), jnp.zeros(128))
-    x, eps = jnp.zeros((64, 128)), jnp.zeros((64, 32))
-    step = jax.jit(jax.grad(lambda params: loss_and_terms(model, params, x, eps)[0]))
-    counted = step.lower(params).compile().cost_analysis()["flops"] / len(x)
-    assert 1.0 <= counted / bench.step_flops(params) < 1.05
+def test_convolutional_model_flops_are_those_counted_by_hand():
+    """16 px in patches of 2: grids of 8 and 4, of 8 and 16 channels, a block at each."""
+    blocks = 64 * 2 * 9 * 8 * 8 + 16 * 2 * 9 * 16 * 16
+    encoder = 64 * 12 * 8 + 16 * 32 * 16 + blocks + 2 * 256 * 5
+    decoder = 5 * 256 + 16 * 16 * 32 + blocks + 64 * 9 * 8 * 12 + 5 * 768
+    assert decoder_flops(small_conv_vae()) == 2 * decoder
+    assert sum(forward_flops(small_conv_vae()).values()) == 2 * (encoder + decoder)
+    assert step_flops(small_conv_vae()) == 6 * (encoder + decoder)  # centred: no layer is spared
+
+
+@pytest.mark.parametrize("kind", ["dense", "conv", "infogan"])
+def test_model_flops_agree_with_the_compilers(small_vae, kind):
+    """XLA counts activations, loss and bias gradients too: a few per cent."""
+    model = {
+        "dense": lambda: small_vae(outputs=128, latents=32, width=256),
+        "conv": lambda: conv_vae(
+            image_shape=(16, 16, 3), latents=8, patch=2, width=64, blocks=1,
+            activation=jax.nn.relu, residual=True, affine_skip=True,
+        ),
+        "infogan": lambda: infogan_vae(
+            image_shape=(16, 16, 3), latents=8, activation=jax.nn.relu, affine_skip=True
+        ),
+    }[kind]()  # fmt: skip
+    mean = jnp.zeros(model.outputs)
+    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0), mean))
+    x, eps = jnp.zeros((8, model.outputs)), jnp.zeros((8, model.latents))
+    gradient = jax.jit(jax.grad(lambda params: loss_and_terms(model, params, x, eps)[0]))
+    counted = gradient.lower(params).cost_analysis()["flops"] / len(x)
+    assert 1.0 <= counted / step_flops(model) < 1.08
+
+
+@pytest.mark.parametrize(
+    ("flops", "expected"),
+    [
+        (1, (100, 81)),  # cheap: an epoch of 8192 images, and not more
+        (10**6, (100, 10)),  # ten steps in the time
+        (10**7, (12, subjects.LEAST_STEPS)),  # dear: batches of an eighth
+    ],
+)
+def test_an_epoch_fits_its_time(flops, expected):
+    assert subjects.epoch_size(100, flops, peak=1e9, aim=1.0) == expected
+
+
+# ---- Turns ----
 
 
 def test_contestants_take_turns(monkeypatch):
     """On a clock that only work moves: seconds are exact, turns alternate and fill the window."""
     clock, turns = [0.0], []
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
 
     def work(name, seconds):
         def run(count):
@@ -69,7 +122,7 @@ def test_contestants_take_turns(monkeypatch):
         return run
 
     works = {"a": work("a", 0.25), "b": work("b", 2.0)}
-    taken = bench.take_turns(works, repeats=3, window=1.0)
+    taken = timing.take_turns(works, repeats=3, window=1.0)
     np.testing.assert_allclose(taken["a"], [0.25] * 3, rtol=1e-12)
     np.testing.assert_allclose(taken["b"], [2.0] * 3, rtol=1e-12)
     assert turns[-6:] == [("a", 4), ("b", 1)] * 3
@@ -77,42 +130,92 @@ def test_contestants_take_turns(monkeypatch):
 
 
 def test_spread_is_median_minimum_maximum():
-    assert bench.spread([3.0, 1.0, 2.0, 9.0, 0.5]) == (2.0, 0.5, 9.0)
+    assert timing.spread([3.0, 1.0, 2.0, 9.0, 0.5]) == (2.0, 0.5, 9.0)
+
+
+def test_exponents_of_powers_are_found_turn_by_turn():
+    """Three turns of exact power laws, of other speeds and exponents."""
+    sizes = np.array([100, 200, 400, 1600])
+    powers, speeds = np.array([2.0, 1.0, 1.9]), np.array([1e-6, 3e-4, 5e-6])
+    taken = speeds[None, :] * sizes[:, None] ** powers[None, :]
+    np.testing.assert_allclose(timing.growth_exponent(sizes, taken), (1.9, 1.0, 2.0), rtol=1e-12)
+
+
+def test_noise_moves_an_exponent_as_least_squares_says():
+    """Errors of 10 % at five sizes: the slope's own is 10 % over the norm of the centred logs."""
+    sizes, rng = 2.0 ** np.arange(5), np.random.default_rng(0)
+    taken = sizes[:, None] ** 1.5 * np.exp(0.1 * rng.normal(size=(5, 4000)))
+    found = [timing.growth_exponent(sizes, taken[:, [i]]).median for i in range(4000)]
+    expected = 0.1 / (math.log(2) * math.sqrt(10))
+    np.testing.assert_allclose(np.std(found), expected, rtol=0.05)
+    np.testing.assert_allclose(np.mean(found), 1.5, atol=5 * expected / math.sqrt(4000))
+
+
+def test_growth_is_measured_at_every_size(monkeypatch):
+    """Work that moves a clock by the square of its size."""
+    clock = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+
+    def work(size):
+        def run(count):
+            clock[0] += count * 1e-3 * size**2
+
+        return run, size, 10 * size
+
+    grown = metrics.climb(metrics.Ladder("q", "n", (1, 2, 4), work, "images"), BRIEF)
+    np.testing.assert_allclose([s.median for s in grown.seconds], [1e-3, 4e-3, 16e-3])
+    np.testing.assert_allclose(grown.exponent, (2.0, 2.0, 2.0))
+    np.testing.assert_allclose(grown.rate, (2500.0,) * 3)  # 40 images in 16 ms
+    text = page.render(metrics.page([grown]), [], math.nan)
+    assert "1 · 2 · 4 | 1.00 ms · 4.00 ms · 16.0 ms | n^2.00 (2.00–2.00)" in text
+    assert "2,500 (2,500–2,500) images/s" in text
+
+
+@pytest.mark.parametrize(("members", "rungs"), [(1, [1]), (8, [1, 2, 4, 8]), (6, [1, 2, 4, 6])])
+def test_a_ladder_ends_at_its_last_rung(members, rungs):
+    assert sweep.ladder(members) == rungs
+
+
+# ---- Tables ----
 
 
 def results(**changes):
-    spread = bench.Spread
-    step = bench.Step(
+    measured = step.Step(
         256,
-        {bench.OURS: spread(9450, 9200.4, 9600), bench.EAGER: spread(8990, 8900, 9000)},
-        spread(0.761, 0.75, 0.8),
-        {bench.OURS: 2.34},
-        spread(1.051, 1.03, 1.06),
+        {step.OURS: Spread(9450, 9200.4, 9600), step.EAGER: Spread(8990, 8900, 9000)},
+        Spread(0.761, 0.75, 0.8),
+        {step.OURS: 2.34},
+        Spread(1.051, 1.03, 1.06),
     )
     fields = {
+        "name": "net",
         "title": "a net",
-        "machine": [("CPU", "a processor, 2 cores")],
+        "machine": [("PyTorch", "2 threads")],
         "matrix_size": 4096,
-        "peaks": {"JAX": spread(2.5e11, 2.4e11, 2.6e11)},
+        "peaks": {"JAX": Spread(2.5e11, 2.4e11, 2.6e11)},
         "flops_per_image": 20_438_720,
-        "steps": [step],
-        "nll": spread(77000.0, 76000.0, 78000.0),
-        "nll_utilisation": spread(0.9, 0.8, 0.95),
+        "steps": [measured],
+        "nll": Spread(77000.0, 76000.0, 78000.0),
+        "nll_utilisation": Spread(0.9, 0.8, 0.95),
         "nll_text": "10 images, S = 2, blocks of 10",
         "notes": ["A note."],
     }
-    return bench.Results(**(fields | changes))
+    return step.Results(**(fields | changes))
+
+
+def rendered(measured, others=math.nan):
+    return page.render(step.page(measured), [("CPU", "a processor, 2 cores")], others)
 
 
 def table_below(text, heading):
     """The cells of the table under a heading, header first."""
-    lines = iter(text.split(heading, 1)[1].splitlines())
-    rows = [line for line in lines if line.startswith("|")]
+    lines = text.split(heading, 1)[1].lstrip().splitlines()
+    rows = lines[: next(i for i, line in enumerate(lines) if not line.startswith("|"))]
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows if "--" not in row]
 
 
 def test_table_holds_the_numbers():
-    text = bench.render(results())
+    text = rendered(results())
     header, line = table_below(text, "## The training step")
     assert dict(zip(header, line, strict=True)) == {
         "batch": "256",
@@ -125,23 +228,24 @@ def test_table_holds_the_numbers():
     assert "| JAX     | 250 (240–260) |" in text
     assert "77,000 (76,000–78,000) samples of z per second (10 images" in text
     assert "20,438,720" in text
+    assert ["PyTorch", "2 threads"] in table_below(text, "# a net")
     assert text.endswith("A note.\n")
 
 
 def test_table_leaves_out_what_was_not_measured():
-    step = results().steps[0]
-    alone = step._replace(rates={bench.OURS: step.rates[bench.OURS]}, ratio=None)
-    text = bench.render(results(steps=[alone]))
+    (both,) = results().steps
+    alone = both._replace(rates={step.OURS: both.rates[step.OURS]}, ratio=None)
+    text = rendered(results(steps=[alone]))
     header, _ = table_below(text, "## The training step")
     assert header == ["batch", "vaebal, images/s", "of peak", "compile vaebal, s"]
     assert "PyTorch trains" not in text
-    compiled = step._replace(
+    compiled = both._replace(
         batch_size=64,
-        rates=step.rates | {bench.COMPILED: step.rates[bench.EAGER]},
-        compile_seconds=step.compile_seconds | {bench.COMPILED: 20.0},
+        rates=both.rates | {step.COMPILED: both.rates[step.EAGER]},
+        compile_seconds=both.compile_seconds | {step.COMPILED: 20.0},
     )
     header, first, second = table_below(
-        bench.render(results(steps=[compiled, step])), "## The training step"
+        rendered(results(steps=[compiled, both])), "## The training step"
     )
     assert [row[header.index("compile torch.compile, s")] for row in (first, second)] == [
         "20.0",
@@ -150,8 +254,47 @@ def test_table_leaves_out_what_was_not_measured():
     assert second[header.index("torch.compile, images/s")] == "–"
 
 
+@pytest.mark.parametrize(("others", "told"), [(0.02, False), (0.4, True), (math.nan, False)])
+def test_a_busy_machine_is_told_of(others, told):
+    text = rendered(results(), others)
+    assert ("machine was busy" in text) == told
+    assert ("Used by other processes" in text) == (others == others)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (12.34, "12.3 s"),
+        (1.0, "1.00 s"),
+        (0.1234, "123 ms"),
+        (5.6e-5, "56.0 µs"),
+        (2e-8, "0.0200 µs"),
+    ],
+)
+def test_seconds_read_well(seconds, said):
+    assert page.seconds_text(seconds) == said
+
+
+def feed(pipeline, ratio):
+    consumed = Spread(100.0, 90.0, 110.0)
+    return feeding.Feed(
+        pipeline, 64, "net", "mlp", 100, Spread(*(100 * ratio,) * 3), consumed,
+        Spread(ratio, ratio, ratio), consumed,
+    )  # fmt: skip
+
+
+def test_a_pipeline_that_is_too_slow_is_named():
+    text = page.render(feeding.page([feed("drawn", 1.5), feed("from disk", 30.0)]), [], math.nan)
+    assert "Less than 2 times what the step consumes: drawn at 64 px for net (1.50)." in text
+    good = page.render(feeding.page([feed("from disk", 2.0)]), [], math.nan)
+    assert "Every pipeline delivers at least 2 times what the step consumes." in good
+
+
+# ---- The machine ----
+
+
 def test_machine_is_described_without_naming_it():
-    text = " ".join(f"{name} {value}" for name, value in bench.describe_machine())
+    text = " ".join(f"{name} {value}" for name, value in describe_machine())
     assert jax.__version__ in text
     assert "cores" in text
     assert os.uname().nodename not in text
@@ -161,7 +304,7 @@ def test_machine_is_described_without_naming_it():
 def test_what_others_use_is_told():
     """A child's work is another's, this process's own is not."""
     burn = "import time\nwhile time.process_time() < 1.5: pass"
-    others = bench.watch_others()
+    others = watch_others()
     if np.isnan(others()):
         pytest.skip("no /proc/stat here")
     start = time.perf_counter()
@@ -174,43 +317,132 @@ def test_what_others_use_is_told():
     assert with_child <= 1.05 * os.cpu_count()
 
 
-def tiny_run(**changes):
-    config = digits_kappa.get_config()
-    config.model.width, config.model.encoder_layers, config.model.decoder_blocks = 8, 2, 1
+# ---- Small runs ----
+
+
+def tiny(config=digits_kappa):
+    config = config.get_config()
+    config.model.width, config.train.batch_size = 8, 8
+    if "encoder_layers" in config.model:
+        config.model.encoder_layers, config.model.decoder_blocks = 2, 1
+    return config
+
+
+def positive(*spreads):
+    return all(0 < s.low <= s.median <= s.high < np.inf for s in spreads)
+
+
+def tiny_step(**changes):
     options = {
+        "turns": BRIEF,
         "kappa": 3,
         "batch_sizes": (8,),
-        "repeats": 2,
-        "window": 0.0,
         "matrix_size": 16,
-        "images": 20,
-        "nll_images": 6,
+        "epoch_seconds": 1e-6,
         "nll_samples": 2,
         "with_compile": False,
     }
-    return bench.run(config, **(options | changes))
+    return step.measure(tiny(), **(options | changes))
 
 
-def check_tiny(measured, contestants):
-    (step,) = measured.steps
-    assert set(step.rates) == contestants
-    spreads = [*step.rates.values(), *measured.peaks.values(), step.utilisation, measured.nll]
-    assert all(0 < s.low <= s.median <= s.high < np.inf for s in spreads)
-    assert step.compile_seconds[bench.OURS] > 0
-    assert "8×8 pixels" in bench.render(measured)
-
-
-def test_tiny_run_without_torch():
-    measured = tiny_run(with_torch=False)
-    check_tiny(measured, {bench.OURS})
-    assert measured.steps[0].ratio is None
+def test_a_step_is_measured():
+    measured = tiny_step(with_torch=False)
+    (one,) = measured.steps
+    assert set(one.rates) == {step.OURS}
+    assert one.ratio is None
+    assert positive(*one.rates.values(), *measured.peaks.values(), one.utilisation, measured.nll)
+    assert one.compile_seconds[step.OURS] > 0
     assert any("PyTorch was left out" in note for note in measured.notes)
+    assert "8×8 pixels" in rendered(measured)
+
+
+def test_the_steps_of_several_configs_make_one_table():
+    convolutional = tiny(celeba64_gamma)
+    convolutional.data.resolution = 16
+    rows = step.measure_many(
+        [tiny(network_gamma), convolutional], turns=BRIEF, matrix_size=16, epoch_seconds=1e-6
+    )
+    assert [row.name for row in rows] == ["network_gamma", "celeba64_gamma"]
+    assert all(positive(row.rate, row.utilisation) for row in rows)
+    # The rate and its share of the peak differ by one factor, the model FLOPs.
+    text = page.render(step.many_page(rows), [], math.nan)
+    assert "conv, 8 wide, 16×16" in text
+    assert f"{rows[0].flops_per_image / 1e6:,.1f}" in text
+
+
+def test_a_sweep_is_measured(tmp_path):
+    measured = sweep.measure(tiny(), turns=BRIEF, members=2, kappa=3, steps=2, with_torch=False)
+    assert list(measured.stacked) == [1, 2]
+    assert positive(*measured.stacked.values(), *measured.separate.values())
+    # One member in one program is a separate run: the same numbers.
+    assert measured.factors[1][step.OURS] == (1.0, 1.0, 1.0)
+    assert measured.stacked[1] == measured.separate[step.OURS]
+    # Two members have two states; the images are shared.
+    weights = (64 + 2 * 3) * 8 + 3 * (8 + 64) + 2 * 8 * 8 + 8 * 64
+    state = 3 * 4 * weights  # and two moments of each, in float32
+    assert measured.memory[2] - measured.memory[1] > state
+    _, first, second = table_below(
+        page.render(sweep.page(measured), [], math.nan), "## M members in one program"
+    )
+    assert [first[0], second[0]] == ["1", "2"]
+    figure = sweep.draw(measured)
+    (drawn,) = figure.axes[0].containers
+    scale, _ = sweep._unit(measured)
+    np.testing.assert_allclose(
+        drawn[0].get_ydata(), [scale * s.median for s in measured.stacked.values()]
+    )
+
+
+def test_scaling_over_one_device_is_told_to_be_none():
+    measured = scaling.measure(tiny(), turns=BRIEF, batch_size=8, kappa=3, steps=2)
+    assert list(measured.total) == [1]
+    assert measured.efficiency[1] == (1.0, 1.0, 1.0)
+    assert positive(measured.total[1])
+    assert "one device only" in page.render(scaling.page(measured), [], math.nan)
+
+
+def test_feeding_is_measured():
+    config = tiny(celeba64_gamma)
+    config.model.network, config.data.resolution = "mlp", 8
+    (fed,) = feeding.measure(
+        [config], turns=BRIEF, matrix_size=16, epoch_seconds=1e-6, disk_bytes=2**12
+    )
+    assert fed.pipeline == feeding.FROM_DISK
+    assert positive(fed.delivered, fed.consumed, fed.ratio, fed.fed)
+    assert fed.ratio.low <= fed.delivered.high / fed.consumed.low
+    with pytest.raises(InputError, match="network_gamma has no pipeline"):
+        feeding.measure([tiny(network_gamma)], turns=BRIEF)
+
+
+def test_every_batch_is_drawn(monkeypatch):
+    """Counted on the host: each batch of factors comes in its turn."""
+    seen = []
+
+    class Told(Scenes):
+        def __call__(self, factors):
+            jax.debug.callback(lambda f: seen.append(f), factors[:, 0])
+            return super().__call__(factors)
+
+    monkeypatch.setattr(feeding, "Scenes", Told)
+    factors = np.linspace(0, 1, 10, dtype=np.float32)[:, None]
+    work, images = feeding.drawing(factors, 8, 4)
+    work(3)
+    jax.effects_barrier()
+    assert images == 4
+    np.testing.assert_allclose(
+        sorted(np.concatenate(seen)), sorted([*factors[:4, 0]] * 2 + [*factors[4:8, 0]])
+    )
+
+
+# ---- PyTorch ----
 
 
 def test_tiny_run_with_torch(torch):
-    measured = tiny_run()
-    check_tiny(measured, {bench.OURS, bench.EAGER})
-    assert measured.steps[0].ratio.median > 0
+    measured = tiny_step()
+    (one,) = measured.steps
+    assert {step.OURS, step.EAGER} <= set(one.rates)
+    assert positive(*one.rates.values(), one.ratio)
+    assert one.ratio.high <= one.rates[step.OURS].high / one.rates[step.EAGER].low
     assert "torch.compile was left out." in measured.notes
     assert any(name == "PyTorch" for name, _ in measured.machine)
 
@@ -220,10 +452,10 @@ def test_failing_compiler_is_left_out(torch, monkeypatch, capsys):
         raise RuntimeError("no C++ compiler in /some/where")
 
     monkeypatch.setattr(torch, "compile", broken)
-    measured = tiny_run(with_compile=True)
-    check_tiny(measured, {bench.OURS, bench.EAGER})
+    measured = tiny_step(with_compile=True)
+    assert step.COMPILED not in measured.steps[0].rates
     assert "torch.compile failed at batch 8: left out." in measured.notes
-    assert "/some/where" not in bench.render(measured) + capsys.readouterr().err
+    assert "/some/where" not in rendered(measured) + capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -247,8 +479,8 @@ def test_torch_net_is_the_same_function(torch, small_vae, pixels, changes):
     loss, gradients = jax.value_and_grad(
         lambda params: loss_and_terms(model, params, pixels, eps)[0]
     )(params)
-    with bench.torch_at_its_best() as torch:
-        net = bench.torch_vae(torch, model, params)
+    with pytorch.torch_at_its_best() as torch:
+        net = pytorch.torch_vae(torch, model, params)
         net_loss = net(torch.tensor(pixels), torch.tensor(np.asarray(eps)))
         net_loss.backward()
     np.testing.assert_allclose(net_loss.item(), loss, rtol=1e-5)
@@ -265,52 +497,105 @@ def test_torch_net_is_the_same_function(torch, small_vae, pixels, changes):
     assert compared == len(jax.tree.leaves(params))
 
 
-def test_torch_steps_learn(torch, small_vae, pixels):
-    """The loop that is timed does train: every parameter moves, and the loss falls."""
-    config = digits_kappa.get_config()
-    config.train.batch_size = 32
+def trained(torch, small_vae, pixels, train):
+    """The loop that is timed does train: every weight moves, and the loss falls."""
     model = small_vae()
-    params = perturbed(model)
-    with bench.torch_at_its_best() as torch:
-        net = bench.torch_vae(torch, model, params)
-        before = {name: p.detach().clone() for name, p in net.named_parameters()}
-        x, eps = torch.tensor(pixels), torch.zeros(len(pixels), model.latents)
-        first = net(x, eps).item()
-        images = (255 * pixels).astype(np.uint8)
-        bench.torch_training(torch, net, config=config, images=images)(20)
-        assert net(x, eps).item() < first
-        assert all(not torch.equal(p, before[name]) for name, p in net.named_parameters())
+    net = pytorch.torch_vae(torch, model, perturbed(model))
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    x, eps = torch.tensor(pixels), torch.zeros(len(pixels), model.latents)
+    first = net(x, eps).item()
+    images = (255 * pixels).astype(np.uint8)
+    train(torch, net, images=images, batch_size=32, learning_rate=3e-3)(20)
+    assert net(x, eps).item() < first
+    return {name for name, p in net.named_parameters() if torch.equal(p, before[name])}
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"kappa": 0}, "--kappa must be 1 or more, not 0"),
-        ({"repeats": 0}, "--repeats must be 1 or more"),
-        ({"batch_sizes": (8, 0)}, "--batch must be 1 or more, not 0"),
-        ({"batch_sizes": ()}, "--batch must be 1 or more"),
-    ],
-)
-def test_bad_arguments_are_refused_before_measuring(changes, said):
-    with pytest.raises(InputError, match=said):
-        tiny_run(**changes)
+def test_torch_steps_learn(torch, small_vae, pixels):
+    with pytorch.torch_at_its_best() as torch:
+        assert trained(torch, small_vae, pixels, pytorch.torch_training) == set()
 
 
+@pytest.mark.filterwarnings("ignore")  # its own, on import
+def test_pythaes_trainer_learns_on_the_same_layers(torch, small_vae, pixels):
+    pytest.importorskip("pythae")
+    with pytorch.torch_at_its_best() as torch:
+        unmoved = trained(torch, small_vae, pixels, pytorch.pythae_training)
+    assert unmoved == {"log_gamma"}  # its decoder variance is fixed
+
+
+# ---- The command line ----
+
+
+# ml_collections loads configs so.
+old_loader = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+
+def options(*arguments, out):
+    values = flags.FlagValues()
+    command.define_flags(values)
+    values(["bench", f"--out={out}", *arguments])
+    return command.Options(values)
+
+
+@old_loader
 @pytest.mark.parametrize(
     ("argument", "said"),
     [
         ("--batch=64,many", "--batch: 'many' is not an integer"),
-        ("--config=configs/nothing.py", "configs/nothing.py"),
+        ("--batch=8,0", "--batch must be 1 or more, not 0"),
+        ("--batch=", "--batch must be 1 or more"),
+        ("--kappa=0", "--kappa must be 1 or more, not 0"),
+        ("--repeats=0", "--repeats must be 1 or more, not 0"),
+        ("--members=-1", "--members must be 1 or more, not -1"),
+        ("--what=speed", "--what='speed' must be among step, configs, sweep, "),
+        ("--configs=a.py", "--configs belongs to --what=configs"),
         ("--out=LICENSE/bench", "--out=LICENSE/bench cannot be written"),
     ],
 )
-def test_command_line_answers_bad_input_in_one_sentence(argument, said):
+def test_bad_arguments_are_refused_before_measuring(tmp_path, monkeypatch, argument, said):
+    monkeypatch.chdir(ROOT)
+    out = argument.removeprefix("--out=") if argument.startswith("--out") else tmp_path
+    with pytest.raises(InputError, match=said):
+        options(argument, out=out)
+
+
+@old_loader
+def test_all_is_all_and_quick_is_less(tmp_path):
+    full, quick = options("--what=all", out=tmp_path), options("--quick", out=tmp_path)
+    assert full.what == list(command.MEASUREMENTS)
+    assert quick.what == ["step"]
+    assert quick.members < full.members
+    assert quick.turns(5, 1.0) < full.turns(5, 1.0) == (5, 1.0)
+    assert options("--repeats=7", "--quick", out=tmp_path).turns(5, 1.0).repeats == 7
+
+
+@old_loader
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("configs/nothing.py", "configs holds 'configs/nothing.py'"),
+        ("configs/mnist_kappa.py:qick", "mnist_kappa has no variant 'qick'"),
+    ],
+)
+def test_a_config_that_cannot_be_loaded_is_named(monkeypatch, name, said):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(InputError, match=said) as error:
+        subjects.load_config(name)
+    assert "\n" not in str(error.value)
+
+
+def test_configs_without_a_vae_are_refused():
+    with pytest.raises(InputError, match="experiment='theorem1' has no training step"):
+        subjects.build_model(theorem1.get_config(), None)
+
+
+def test_command_line_answers_bad_input_in_one_sentence():
     done = subprocess.run(
-        [sys.executable, "-m", "vaebal.bench", argument],
+        [sys.executable, "-m", "vaebal.bench", "--what=speed"],
         capture_output=True, text=True, cwd=ROOT, timeout=300,
         env={**os.environ, "JAX_PLATFORMS": "cpu"}, check=False,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     lines = [line for line in done.stderr.splitlines() if "xla_bridge" not in line]
     assert len(lines) == 1, done.stderr
-    assert said in lines[0]
+    assert "--what='speed' must be among" in lines[0]

@@ -507,6 +507,12 @@ class Trainer:
         with jax.transfer_guard("disallow"):
             return self._run(self.members, state, self.images, count)
 
+    def memory(self) -> int:
+        """Bytes that `run` takes on a device: images, states, and scratch."""
+        used = self._run.memory_analysis()
+        kept = used.argument_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes
+        return kept + used.temp_size_in_bytes
+
 
 def fit(
     trainer: Trainer,

@@ -1,0 +1,1 @@
+"""How fast it all is: `python -m vaebal.bench`, see `vaebal/bench/__main__.py`."""

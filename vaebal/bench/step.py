@@ -1,0 +1,364 @@
+"""The training step: images/s and model-FLOPs utilisation, PyTorch beside it; the NLL's samples."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from vaebal.bench import pytorch
+from vaebal.bench.flops import decoder_flops, step_flops
+from vaebal.bench.page import Page, with_range
+from vaebal.bench.subjects import (
+    EPOCH_IMAGES,
+    LEAST_STEPS,
+    Subject,
+    build,
+    build_model,
+    epoch_size,
+    image_shape,
+    random_images,
+    training,
+    with_batch_size,
+)
+from vaebal.bench.timing import PEAK, Peak, Spread, Turns, Work, jax_peak, spread
+from vaebal.data import ImageSet, steps_per_epoch
+from vaebal.evaluation import importance_weighted_nll
+from vaebal.report import markdown_table
+
+OURS, EAGER, COMPILED, PYTHAE = "vaebal", "PyTorch eager", "torch.compile", "pythae"
+COUNTED = (
+    "Model FLOPs are counted from the Dense and Conv kernels: six per weight and output position "
+    "of an image (two in the forward pass, four in the backward pass), less two per weight of a "
+    "layer that reads the data, which need no gradient; activations, noise, loss, Adam, and what "
+    "an adaptive γ decodes beside, count as nothing."
+)
+
+
+class Step(NamedTuple):
+    """What was measured at one batch size."""
+
+    batch_size: int
+    rates: Mapping[str, Spread]  # images/s of the training step, by contestant
+    utilisation: Spread  # of OURS: model FLOPs / peak, turn by turn
+    compile_seconds: Mapping[str, float]  # by contestant; none for what is not compiled
+    ratio: Spread | None  # OURS / the best of PyTorch's own, turn by turn
+
+
+class Results(NamedTuple):
+    """All that `page` needs."""
+
+    name: str
+    title: str
+    machine: Sequence[tuple[str, str]]
+    matrix_size: int
+    peaks: Mapping[str, Spread]  # FLOP/s of a float32 matrix product, by library
+    flops_per_image: int  # of a training step
+    steps: Sequence[Step]
+    nll: Spread  # importance samples/s
+    nll_utilisation: Spread  # decoder FLOPs / peak, turn by turn
+    nll_text: str
+    notes: Sequence[str]
+
+
+def measure(
+    config: Any,
+    *,
+    turns: Turns,
+    kappa: int | None = None,
+    batch_sizes: Sequence[int] = (64, 100, 256, 1024),
+    matrix_size: int = 4096,
+    epoch_seconds: float = 0.5,
+    nll_samples: int = 50,
+    with_torch: bool = True,
+    with_compile: bool = True,
+    say: Callable[[str], None] = lambda line: None,
+) -> Results:
+    """The step of one config at several batch sizes, and its NLL.
+
+    Args:
+      config: of a kappa sweep, whose first skip variant is taken, or of an experiment on gamma.
+      kappa: latent dimensions of a sweep's network; None: its first.
+      epoch_seconds: what an epoch would last at the peak's rate.
+      nll_samples: S.
+      say: told what is being measured.
+
+    Raises:
+      InputError: a field or an argument that cannot be meant.
+    """
+    models = [build_model(with_batch_size(config, size), kappa) for size in batch_sizes]
+    model, machine = models[0], []
+    rebuilt = with_torch and pytorch.can_be_rebuilt(model)
+    with pytorch.torch_at_its_best() if rebuilt else contextlib.nullcontext() as torch:
+        if torch is not None:
+            machine.append(pytorch.described(torch))
+        say(f"float32 product, {matrix_size} x {matrix_size}")
+        candidates = {"JAX": jax_peak(matrix_size)}
+        if torch is not None:
+            product = pytorch.torch_product(torch, matrix_size)
+            candidates["PyTorch"] = candidates["JAX"]._replace(work=product)
+        taken = turns({name: each.work for name, each in candidates.items()})
+        peaks = {name: spread(candidates[name].rate(taken[name])) for name in taken}
+        peak = candidates[max(peaks, key=lambda name: peaks[name].median)]
+        rate, flops = max(peaks.values()).median, step_flops(model)
+
+        steps = []
+        for batch_size in batch_sizes:
+            say(f"training step, B = {batch_size}")
+            most = max(EPOCH_IMAGES // batch_size, LEAST_STEPS)
+            number = int(np.clip(epoch_seconds * rate / (flops * batch_size), LEAST_STEPS, most))
+            images = random_images(config, number * batch_size)
+            subject = build(with_batch_size(config, batch_size), images, kappa)
+            steps.append(_step(subject, images.train, peak, turns, torch, with_compile))
+
+        say("importance-weighted NLL")
+        budget = epoch_seconds * rate / (nll_samples * decoder_flops(model))
+        test = random_images(config, 1, int(np.clip(budget, 4, 1000)))
+        block = min(config.eval.block, len(test.test))
+        nll, nll_utilisation = _nll(subject, test, nll_samples, block, peak, turns)
+    height, width, _ = image_shape(config)
+    size = sum(leaf.size for leaf in jax.tree.leaves(subject.params))
+    kind = f"{config.model.skips[0]}, " if config.experiment == "kappa_sweep" else ""
+    return Results(
+        name=config.name,
+        title=f"Speed: {config.name}, {kind}κ = {model.latents}, width {config.model.width}, "
+        f"{size:,} parameters, {height}×{width} pixels",
+        machine=machine,
+        matrix_size=matrix_size,
+        peaks=peaks,
+        flops_per_image=flops,
+        steps=steps,
+        nll=nll,
+        nll_utilisation=nll_utilisation,
+        nll_text=f"{len(test.test)} images, S = {nll_samples}, blocks of {block}",
+        notes=_absences(steps, with_torch, rebuilt, with_compile, torch is not None),
+    )
+
+
+def _step(
+    subject: Subject, images: np.ndarray, peak: Peak, turns: Turns, torch: Any, with_compile: bool
+) -> Step:
+    """vaebal's epochs and PyTorch's, in turns with each other and with the peak's product."""
+    train = subject.config.train
+    works: dict[str, Work] = {OURS: training(subject.trainer)}
+    compile_seconds = {OURS: subject.trainer.compile_seconds}
+    if torch is not None:
+        net = lambda: pytorch.torch_vae(torch, subject.model, subject.params)  # noqa: E731
+        same = {
+            "images": images,
+            "batch_size": train.batch_size,
+            "learning_rate": train.learning_rate,
+        }
+        plain = functools.partial(pytorch.torch_training, torch, **same)
+        works[EAGER] = plain(net())
+        if with_compile:
+            compiled, taken = pytorch.torch_compiled(torch, plain, net())
+            if compiled is not None:
+                works[COMPILED], compile_seconds[COMPILED] = compiled, taken
+        pythae = pytorch.pythae_training(torch, net(), **same)
+        if pythae is not None:
+            works[PYTHAE] = pythae
+    seconds = turns({PEAK: peak.work, **works})
+    epoch = steps_per_epoch(len(images), train.batch_size) * train.batch_size
+    rates = {name: epoch / seconds[name] for name in works}
+    best = max({EAGER, COMPILED} & works.keys(), key=lambda n: np.median(rates[n]), default=None)
+    utilisation = rates[OURS] * step_flops(subject.model) / peak.rate(seconds[PEAK])
+    return Step(
+        train.batch_size,
+        {name: spread(rate) for name, rate in rates.items()},
+        spread(utilisation),
+        compile_seconds,
+        None if best is None else spread(rates[OURS] / rates[best]),
+    )
+
+
+def _nll(
+    subject: Subject, images: ImageSet, samples: int, block: int, peak: Peak, turns: Turns
+) -> tuple[Spread, Spread]:
+    """Importance samples per second over the test images, and the decoder's share of the peak."""
+    test, params = jax.device_put(images.test), subject.params
+
+    def work(count: int) -> None:
+        for _ in range(count):
+            importance_weighted_nll(
+                subject.model, params, test, samples=samples, seed=0, block=block
+            )
+
+    seconds = turns({PEAK: peak.work, "nll": work})
+    rate = len(test) * samples / seconds["nll"]
+    share = rate * decoder_flops(subject.model) / peak.rate(seconds[PEAK])
+    return spread(rate), spread(share)
+
+
+def _absences(
+    steps: Sequence[Step], with_torch: bool, rebuilt: bool, with_compile: bool, torch: bool
+) -> list[str]:
+    """One sentence for each thing that was not measured."""
+    if not with_torch:
+        return ["The comparison with PyTorch was left out."]
+    if not rebuilt:
+        return ["PyTorch is compared on the feed-forward networks only."]
+    if not torch:
+        return [
+            "PyTorch is not installed (or not for JAX's kind of device): no comparison with it."
+        ]
+    if not with_compile:
+        return ["torch.compile was left out."]
+    failed = [str(step.batch_size) for step in steps if COMPILED not in step.rates]
+    return [f"torch.compile failed at batch {', '.join(failed)}: left out."] if failed else []
+
+
+def page(results: Results) -> Page:
+    """The peak, the training step, the NLL, and how to read them."""
+    names = [
+        name
+        for name in (OURS, EAGER, COMPILED, PYTHAE)
+        if any(name in step.rates for step in results.steps)
+    ]
+    timed = [name for name in (OURS, COMPILED) if name in names]
+    compared = any(step.ratio for step in results.steps)
+    header = ["batch", *(f"{name}, images/s" for name in names), "of peak"]
+    header += [f"compile {name}, s" for name in timed]
+    header += ["vaebal / best PyTorch"] if compared else []
+    body = []
+    for step in results.steps:
+        rates = (step.rates.get(name) for name in names)
+        line = [str(step.batch_size), *(with_range(r, ",.0f") if r else "–" for r in rates)]
+        line.append(with_range(step.utilisation, ".2f"))
+        for name in timed:
+            taken = step.compile_seconds.get(name)
+            line.append("–" if taken is None else f"{taken:.1f}")
+        if compared:
+            line.append(with_range(step.ratio, ".2f") if step.ratio else "–")
+        body.append(line)
+    n = results.matrix_size
+    peaks = [[name, with_range(peak, ",.0f", 1e-9)] for name, peak in results.peaks.items()]
+    method = [
+        "*Of peak*: model FLOPs per second of vaebal's step over the rate of the product above (by "
+        f"the faster library), which took its turns too. {COUNTED} Here that is "
+        f"{results.flops_per_image:,} per image and step."
+    ]
+    if compared:
+        method.append(
+            "PyTorch trains the same network on the same loss: same initial parameters, data on "
+            "the device as float32, no loader, fused Adam for the weights and for log γ, denormals "
+            "flushed, all cores. vaebal's step does more: it also converts stored bytes, scales "
+            "and clips gradients, follows schedules, and sums the statistics of its metrics. "
+            "*Compile* of torch.compile: the first epoch's seconds less the second's."
+        )
+    if PYTHAE in names:
+        method.append(
+            "*pythae*: its `BaseTrainer` as it comes, with its loader and plain Adam, on the same "
+            "network with pythae's loss of a fixed decoder variance; not in the ratio."
+        )
+    return Page(
+        name=results.name,
+        title=results.title,
+        sections=[
+            f"## A {n} × {n} × {n} product in float32",
+            markdown_table(["library", "GFLOP/s"], peaks),
+            "## The training step",
+            markdown_table(header, body),
+            "## Importance-weighted NLL",
+            f"{with_range(results.nll, ',.0f')} samples of z per second ({results.nll_text}), "
+            f"{with_range(results.nll_utilisation, '.2f')} of the peak by the decoder's products.",
+        ],
+        method=method,
+        machine=results.machine,
+        notes=results.notes,
+    )
+
+
+# ---- One table over many configs ----
+
+
+class Row(NamedTuple):
+    """One config's step."""
+
+    name: str
+    network: str
+    batch_size: int
+    parameters: int
+    flops_per_image: int
+    rate: Spread  # images/s
+    utilisation: Spread
+    compile_seconds: float
+
+
+def measure_many(
+    configs: Sequence[Any],
+    *,
+    turns: Turns,
+    matrix_size: int = 4096,
+    epoch_seconds: float = 1.5,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Row]:
+    """The step of every config at its own batch size, or at the largest half, quarter ... of it
+    that this machine can afford (`epoch_size`).
+
+    Raises:
+      InputError: a field that cannot be meant.
+    """
+    models = [build_model(config, None) for config in configs]
+    peak = jax_peak(matrix_size)
+    rate = float(np.median(peak.rate(turns({PEAK: peak.work})[PEAK])))
+    rows = []
+    for config, model in zip(configs, models, strict=True):
+        flops = step_flops(model)
+        batch_size, steps = epoch_size(config.train.batch_size, flops, rate, epoch_seconds)
+        say(f"{config.name}, B = {batch_size}, {steps} steps")
+        images = random_images(config, steps * batch_size)
+        subject = build(with_batch_size(config, batch_size), images)
+        step = _step(subject, images.train, peak, turns, None, False)
+        rows.append(
+            Row(
+                name=config.name,
+                network=network(config),
+                batch_size=batch_size,
+                parameters=sum(leaf.size for leaf in jax.tree.leaves(subject.params)),
+                flops_per_image=flops,
+                rate=step.rates[OURS],
+                utilisation=step.utilisation,
+                compile_seconds=step.compile_seconds[OURS],
+            )
+        )
+    return rows
+
+
+def network(config: Any) -> str:
+    """The kind of network, its width and its pixels, in a word."""
+    height, width, _ = image_shape(config)
+    kind = config.model.network if config.experiment == "gamma" else "mlp"
+    return f"{kind}, {config.model.width} wide, {height}×{width}"
+
+
+def many_page(rows: Sequence[Row]) -> Page:
+    """One table."""
+    header = ["config", "network", "parameters", "MFLOP an image", "batch"]
+    header += ["images/s", "of peak", "compile, s"]
+    body = [
+        [
+            row.name,
+            row.network,
+            f"{row.parameters:,}",
+            f"{row.flops_per_image / 1e6:,.1f}",
+            str(row.batch_size),
+            with_range(row.rate, ",.0f"),
+            with_range(row.utilisation, ".2f"),
+            f"{row.compile_seconds:.1f}",
+        ]
+        for row in rows
+    ]
+    return Page(
+        name="configs",
+        title="Speed: the training step of every config",
+        sections=[markdown_table(header, body)],
+        method=[
+            "*Of peak*: model FLOPs per second over the rate of a matrix product that took its "
+            f"turns beside. {COUNTED} An epoch's metrics, one more pass over a batch, are in the "
+            "time. Random images, stored as the config's are, lie on the device. The batch is the "
+            f"config's, halved until {LEAST_STEPS} steps make a short epoch."
+        ],
+    )
