@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vaebal import collapse, convnets
-from vaebal.models import conv_vae, infogan_vae, init_params, latent_noise
+from vaebal.models import conv_vae, infogan_vae, init_params, latent_noise, patch_vae
 from vaebal.probing import hessian_vector_product
 from vaebal.streams import stream
 from vaebal.training import loss_and_terms
@@ -30,6 +30,14 @@ def small_infogan(**changes):
         "gamma": 0.1,
     }  # fmt: skip
     return infogan_vae(**(options | changes))
+
+
+def small_patch(**changes):
+    options = {
+        "image_shape": SHAPE, "latents": K, "patch": 4, "features": 5, "width": 6, "blocks": 1,
+        "activation": jax.nn.silu, "residual": True, "affine_skip": True, "gamma": 0.1,
+    }  # fmt: skip
+    return patch_vae(**(options | changes))
 
 
 @pytest.fixture
@@ -57,6 +65,7 @@ def started(model, x, *, moved=0.0):
         (128, functools.partial(conv_vae, patch=8, width=32, blocks=1, residual=True)),
         (28, infogan_vae),
         (64, infogan_vae),
+        (64, functools.partial(patch_vae, patch=8, features=5, width=16, blocks=2, residual=True)),
     ],
 )
 def test_images_go_in_and_out_flat(side, build):
@@ -151,7 +160,7 @@ def test_residual_blocks_start_as_the_identity_and_others_do_not():
         assert (np.asarray(out) == h).all() == residual
 
 
-@pytest.mark.parametrize("build", [small_conv, small_infogan])
+@pytest.mark.parametrize("build", [small_conv, small_infogan, small_patch])
 def test_initialisation_centres_both_ends_on_the_data(build, x):
     """Encoded, x_bar is 0; decoded, 0 is x_bar; and an image is neither."""
     model = build()
@@ -165,7 +174,7 @@ def test_initialisation_centres_both_ends_on_the_data(build, x):
     assert np.abs(mean).max() > 0.1
 
 
-@pytest.mark.parametrize("build", [small_conv, small_infogan])
+@pytest.mark.parametrize("build", [small_conv, small_infogan, small_patch])
 def test_an_image_does_not_know_its_batch(build, x):
     """No statistics of a batch anywhere: alone and among others, the same outputs."""
     model = build()
@@ -178,7 +187,7 @@ def test_an_image_does_not_know_its_batch(build, x):
 
 
 @pytest.mark.parametrize(
-    "build", [small_conv, functools.partial(small_conv, residual=False), small_infogan]
+    "build", [small_conv, functools.partial(small_conv, residual=False), small_infogan, small_patch]
 )
 def test_gradients_and_curvature_are_those_of_finite_differences(build, x):
     """Along one direction, in float64: the gradient, and the Hessian (forward over reverse)."""

@@ -8,7 +8,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from vaebal.convnets import ConvDecoder, ConvEncoder, InfoGANDecoder, InfoGANEncoder, pyramid
+from vaebal.convnets import (
+    ConvDecoder,
+    ConvEncoder,
+    InfoGANDecoder,
+    InfoGANEncoder,
+    PatchDecoder,
+    PatchEncoder,
+    pyramid,
+)
 from vaebal.gaussians import reparameterise
 from vaebal.nets import Activation, MLPEncoder, Products, ResidualDecoder, dense, skip_gate
 
@@ -221,6 +229,56 @@ def infogan_vae(
     )
 
 
+def patch_vae(
+    *,
+    image_shape: tuple[int, int, int],
+    latents: int,
+    patch: int,
+    features: int,
+    width: int,
+    blocks: int,
+    activation: Activation,
+    residual: bool | None,
+    affine_skip: bool | None,
+    log_var_init: float = 0.0,
+    gamma: float | None = None,
+    gamma_init: float = 1.0,
+    products: Products = None,
+) -> GaussianVAE:
+    """A network for large images on a CPU: that of `mlp_vae` between two linear maps of patches.
+
+    Args:
+      patch: side of the patches; features: what each is reduced to.
+      width, blocks: of the MLPs; the encoder has `blocks` hidden layers.
+
+    Raises:
+      ValueError: the image's sides are not multiples of `patch`.
+    """
+    height, image_width, _ = image_shape
+    if height % patch or image_width % patch:
+        raise ValueError(
+            f"image_shape={tuple(image_shape)} does not fit patch={patch}: sides must be its "
+            "multiples."
+        )
+    pieces = {"image_shape": tuple(image_shape), "patch": patch, "products": products}
+    return GaussianVAE(
+        encoder=PatchEncoder(
+            latents, width, blocks + 1, activation, log_var_init=log_var_init, features=features,
+            **pieces,
+        ),
+        decoder=PatchDecoder(
+            height // patch * (image_width // patch) * features, width, blocks, activation,
+            residual, **pieces,
+        ),
+        latents=latents,
+        outputs=math.prod(image_shape),
+        affine_skip=affine_skip,
+        gamma=gamma,
+        gamma_init=gamma_init,
+        products=products,
+    )  # fmt: skip
+
+
 def init_params(
     model: GaussianVAE,
     key: Array,
@@ -233,11 +291,11 @@ def init_params(
     """Parameters of a model built here, centred on the data.
 
     The encoder's first bias starts at -W x_bar and the decoder's last at x_bar, as at
-    every stationary point of the affine model (b_z = -W_z b_x, b_x = x_bar). Convolutional
-    nets have parameters of their own for it.
+    every stationary point of the affine model (b_z = -W_z b_x, b_x = x_bar). Nets of
+    patches have parameters of their own for it.
 
     Args:
-      model: built by `mlp_vae`, `conv_vae` or `infogan_vae`.
+      model: built by `mlp_vae`, `conv_vae`, `infogan_vae` or `patch_vae`.
       key: JAX key.
       data_mean: x_bar [D].
       kappa: true number of latents where the model is padded to K > kappa; the first

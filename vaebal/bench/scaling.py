@@ -16,7 +16,7 @@ from vaebal.bench.subjects import (
 from vaebal.bench.sweep import ladder
 from vaebal.bench.timing import Spread, Turns, spread
 from vaebal.report import markdown_table
-from vaebal.training import Member, Optimisation, Trainer, data_mesh, stack_members
+from vaebal.training import Member, Optimisation, Trainer, mesh_for, stack_members
 
 VIRTUAL = 8  # devices that one CPU is made to look like
 
@@ -68,7 +68,7 @@ def measure(
         say(f"compiling for {count} device{'s' * (count > 1)}")
         images = random_images(config, steps * batch_size * count).train
         trainer = Trainer(
-            model, settings, members, images, batch_size * count, mesh=data_mesh(devices[:count])
+            model, settings, members, images, batch_size * count, mesh=mesh_for(1, devices[:count])
         )
         works[count], compile_seconds[count] = training(trainer), trainer.compile_seconds
     say("epochs, in turns")

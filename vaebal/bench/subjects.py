@@ -124,7 +124,7 @@ def build(
       InputError: a field that cannot be meant.
     """
     model = build_model(config, kappa)
-    checks.batch_size(config, images)
+    checks.batch_size(config, images, len(seeds))
     if config.experiment == "kappa_sweep":
         cells = [
             kappa_sweep.Cell(config.model.skips[0], latents(config, kappa), seed) for seed in seeds

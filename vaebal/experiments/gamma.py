@@ -30,14 +30,14 @@ from vaebal.checkpoints import (
 from vaebal.data import MANIFOLDS, Decode, ImageSet, load, manifold, mean_image, steps_per_epoch
 from vaebal.errors import Diverged, InputError
 from vaebal.experiments import checks, gamma_report
-from vaebal.models import GaussianVAE, conv_vae, infogan_vae, mlp_vae, prior_samples
+from vaebal.models import GaussianVAE, conv_vae, infogan_vae, mlp_vae, patch_vae, prior_samples
 from vaebal.nets import ACTIVATIONS, PRODUCTS
 from vaebal.progress import Progress
 from vaebal.streaming import StreamingTrainer
 from vaebal.streams import stream
 from vaebal.training import Member, Optimisation, Trainer, fit, member_params, stack_members
 
-NETWORKS = ("conv", "infogan", "mlp")
+NETWORKS = ("conv", "infogan", "mlp", "patch")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +137,7 @@ def check(config: Any) -> None:
     checks.positive_integers(
         config,
         *("data.resolution", "model.latents", "model.width", "model.blocks", "model.patch"),
+        "model.features",
         *("train.epochs", "train.batch_size", "train.epochs_per_chunk"),
         *("train.epochs_per_checkpoint", "train.device_bytes", "eval.block", "eval.pictures"),
         *("eval.train_images", "eval.mmd_samples"),
@@ -180,7 +181,7 @@ def check_against_data(config: Any, images: ImageSet) -> None:
     try:
         build_model(config, images.image_shape)
     except ValueError as error:
-        field = "model.patch" if config.model.network == "conv" else "model.network"
+        field = "model.patch" if config.model.network in ("conv", "patch") else "model.network"
         value = config.model[field.removeprefix("model.")]
         raise InputError(f"{field}={value!r}: {error}") from error
 
@@ -202,14 +203,20 @@ def build_model(config: Any, image_shape: tuple[int, int, int]) -> GaussianVAE:
     }
     if settings.network == "infogan":
         return infogan_vae(image_shape=image_shape, **shared)
+    shared |= {"width": settings.width, "residual": settings.residual}
     if settings.network == "conv":
         return conv_vae(
-            image_shape=image_shape, patch=settings.patch, width=settings.width,
-            blocks=settings.blocks, residual=settings.residual, remat=settings.remat, **shared,
+            image_shape=image_shape, patch=settings.patch, blocks=settings.blocks,
+            remat=settings.remat, **shared,
+        )  # fmt: skip
+    if settings.network == "patch":
+        return patch_vae(
+            image_shape=image_shape, patch=settings.patch, features=settings.features,
+            blocks=settings.blocks, **shared,
         )  # fmt: skip
     return mlp_vae(
-        outputs=int(np.prod(image_shape)), width=settings.width, encoder_layers=settings.blocks + 1,
-        decoder_blocks=settings.blocks, residual=settings.residual, **shared,
+        outputs=int(np.prod(image_shape)), encoder_layers=settings.blocks + 1,
+        decoder_blocks=settings.blocks, **shared,
     )  # fmt: skip
 
 
