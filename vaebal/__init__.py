@@ -1,0 +1,1 @@
+"""The regularization balance of autoencoder-based generative models, in JAX and Flax."""
