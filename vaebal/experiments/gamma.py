@@ -403,10 +403,11 @@ def _train(session: Session, runs: Sequence[Run], arm: Arm, progress: Progress) 
         bar(epoch, epochs, metrics, seconds)
 
     def write_histories():
-        for run in runs if devices.is_writer() else ():
-            # Whole: a full disk would leave half a line, and buckets let nothing be appended.
-            text = "".join(f"{line}\n" for line in lines[run].values())
-            write_atomically(session.folder(run) / "history.jsonl", text)
+        for run, written in lines.items() if devices.is_writer() else ():
+            if written:
+                # Whole: a full disk would leave half a line, and buckets let nothing be appended.
+                text = "".join(f"{line}\n" for line in written.values())
+                write_atomically(session.folder(run) / "history.jsonl", text)
 
     with Checkpoints(session.path / "checkpoints" / name, write_histories) as checkpoints:
         state = fit(
