@@ -14,7 +14,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = base.gamma("rendered64_gamma")
     # Variances grow with the number of pixels, and a step of Adam moves an image by more: at the
     # speed that suits small images gamma outruns the decoder.
-    config.train.fastest = 1e-3
+    config.train.fastest = 5e-4
     config.train.slowest = 2e-5
     config.train.release = (0.85, 0.95)
     if variant == "quick":
