@@ -178,8 +178,8 @@ def test_an_unfinished_member_alone_is_done_again(finished):
 def test_a_member_that_stops_is_named_and_the_others_are_reported(finished, tmp_path, monkeypatch):
     """With one seed of kappa = 3 spoiled, and no skips; its row holds no number."""
     member = kappa_sweep.Member
-    spoiled = lambda seed, kappa, gamma, rate: member(  # noqa: E731
-        seed, kappa, float("nan") if (seed, kappa) == (1, 3) else gamma, rate
+    spoiled = lambda seed, kappa, gamma, *others, **skips: member(  # noqa: E731
+        seed, kappa, float("nan") if (seed, kappa) == (1, 3) else gamma, *others, **skips
     )
     config, path = tiny(**{"model.skips": ("none",)}), tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -302,7 +302,9 @@ def test_two_processes_report_every_member_once(finished, tmp_path):
     finally:
         for process in processes:
             process.kill()
-    assert (said[0][0].count("2 cpu device(s)"), said[1][0]) == (1, "")
+    assert said[0][0].count("2 cpu device(s)") == 1
+    # Gloo, which links the processes, prints from C++ whatever Python does with its output.
+    assert [line for line in said[1][0].splitlines() if not line.startswith("[Gloo]")] == []
     rows = json.loads((tmp_path / "run" / "rows.json").read_text())
     assert len(rows) == len(finished[1])
     for one, two in zip(finished[1], rows, strict=True):
