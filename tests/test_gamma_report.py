@@ -57,7 +57,8 @@ def cells(table, column):
 def experiment(rows):
     """What `write` takes, small: 4 × 4 grey images."""
     config = ml_collections.ConfigDict({
-        "name": "test", "data": {"noise": 0.1}, "model": {"latents": 20, "network": "mlp", "products": "float32"},
+        "name": "test", "data": {"noise": 0.1},
+        "model": {"latents": 20, "network": "mlp", "products": "float32"},
         "train": {"epochs": 10, "batch_size": 8, "learning_rate": 1e-3, "guard": 2.0,
                   "slowest": 1e-4, "fastest": 0.02, "release": (0.6, 0.8)},
         "eval": {"mmd_samples": 50},
