@@ -102,7 +102,8 @@ def gamma(name: str) -> ml_collections.ConfigDict:
     train.arms = ("adaptive", "fixed at adaptive", "learned 1e-3", "learned 1e-1")
     train.guard = 0.8  # the adaptive gamma stays above so much of the residual's largest variance
     train.release = (0.75, 0.9)  # shares of the steps, between which that guard goes
-    train.fastest = 0.02  # nats of log gamma a step, at most, of the adaptive arm
+    # Nats of log gamma a step, at most, of the adaptive arm; .02 or this once the guard goes.
+    train.fastest = 0.02
     train.slowest = 2e-4  # and at least, while the guard holds it
     train.seeds = (0, 1, 2, 3, 4)
     train.epochs = 200

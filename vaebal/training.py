@@ -28,11 +28,10 @@ from vaebal.objectives import gaussian_vae_terms
 from vaebal.streams import stream
 from vaebal.units import to_unit_pixels
 
-# The residual's leading direction moves by this share a step; its variance is averaged over as
-# many steps as the inverse of the second, because the least of noisy values counts.
+# The residual's leading direction moves by this share, and its variance is averaged over as
+# many steps as its inverse.
 RESIDUAL_SHARE = 0.1
-VARIANCE_SHARE = 0.02
-# Its examples are this part of a batch: a second draw of z to decode is extra work.
+# Its examples are this part of a batch: decoding at the posterior mean is extra work.
 RESIDUAL_PART = 4
 # Nats of log gamma a step, at most, once the guard goes: the learning rate is small by then.
 RELEASED_RATE = 0.02
@@ -59,7 +58,7 @@ class Member(NamedTuple):
 
 
 class ResidualMode(NamedTuple):
-    """A running estimate of the direction in which the residual E[x - x_hat | x] varies most."""
+    """A running estimate of the direction in which the residual x - x_hat(mean) varies most."""
 
     direction: Array  # [D], unit length
     variance: Array  # [], along it
@@ -152,22 +151,17 @@ def next_log_gamma(
     return jnp.where(jnp.isfinite(mean_square), log_gamma + step, mean_square)
 
 
-def follow_residual(mode: ResidualMode, residual: Array, again: Array) -> ResidualMode:
-    """One step of Oja's rule on the residuals [B, D] of a batch, at two draws of z each.
+def follow_residual(mode: ResidualMode, residual: Array) -> ResidualMode:
+    """One step of Oja's rule on the residuals [B, D] of a batch.
 
-    Products of one draw with the other leave out the draws' own noise. (At the posterior mean
-    there is none either, but idle latents are never 0 all at once in training, and what the
-    decoder does there is anything.) The variance is measured along the direction found before
-    this batch, so that noise in the batch does not bias it upwards.
+    The variance is measured along the direction found before this batch, so that noise in
+    the batch does not bias it upwards.
     """
-    along, along_again = residual @ mode.direction, again @ mode.direction  # [B]
-    pull = (along @ again + along_again @ residual) / (2 * len(residual))
-    direction = mode.direction + RESIDUAL_SHARE * pull / jnp.maximum(mode.variance, 1e-30)
-    variance = (along * along_again).mean()
-    return ResidualMode(
-        direction / jnp.linalg.norm(direction),
-        mode.variance + VARIANCE_SHARE * (variance - mode.variance),
-    )
+    along = residual @ mode.direction  # [B]
+    pull = along @ residual / (len(residual) * jnp.maximum(mode.variance, 1e-30))
+    direction = mode.direction + RESIDUAL_SHARE * pull
+    variance = mode.variance + RESIDUAL_SHARE * (jnp.square(along).mean() - mode.variance)
+    return ResidualMode(direction / jnp.linalg.norm(direction), variance)
 
 
 def release(settings: Optimisation, step: Array) -> Array:
@@ -242,13 +236,8 @@ def train_step(
         params["log_gamma"] = next_log_gamma(outputs.log_gamma, mean_square, member)
     elif settings.gamma_rule == "adaptive":
         part = max(len(x) // RESIDUAL_PART, 1)
-        again = latent_noise(stream(member.seed, "noise/again", state.step), part, model.latents)
-        again = jnp.where(model.latent_mask(member.kappa), again, 0.0)
-        z = reparameterise(outputs.mean[:part], outputs.log_var[:part], again)
-        x_hat = model.apply({"params": state.params}, z, method="decode")
-        gamma_state = follow_residual(
-            state.gamma_state, x[:part] - outputs.x_hat[:part], x[:part] - x_hat
-        )
+        at_mean = model.apply({"params": state.params}, outputs.mean[:part], method="decode")
+        gamma_state = follow_residual(state.gamma_state, x[:part] - at_mean)
         residual_variance = gamma_state.variance
         held = jnp.where(member.gamma_release > 0, release(settings, state.step), 1.0)
         released_rate = jnp.maximum(member.gamma_rate, RELEASED_RATE)
@@ -256,8 +245,7 @@ def train_step(
             outputs.log_gamma,
             mean_square,
             member._replace(gamma_rate=jnp.where(held < 1, released_rate, member.gamma_rate)),
-            # An unbiased estimate of next to nothing can be negative.
-            held * member.gamma_guard * jnp.maximum(residual_variance, 0.0),
+            held * member.gamma_guard * residual_variance,
             settings.slowest,
         )
     elif settings.gamma_rule == "adam":
