@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
 from vaebal.models import GaussianVAE
+from vaebal.nets import MLPEncoder
 
 
 def forward_flops(model: GaussianVAE) -> dict[str, int]:
@@ -43,11 +44,12 @@ def step_flops(model: GaussianVAE) -> int:
     """Of one training step per image.
 
     Three products a layer: x W forward, x^T g for the kernel's gradient, g W^T for its input's.
-    A dense net's first layer reads the data, which get no gradient; the convolutional nets
-    centre them first, by a parameter that gets one.
+    A dense net's first layer reads the data, which get no gradient; the other nets centre them
+    first, by a parameter that gets one.
     """
     counted = forward_flops(model)
-    return 3 * sum(counted.values()) - counted.get("encoder/layer1", 0)
+    spared = counted["encoder/layer1"] if type(model.encoder) is MLPEncoder else 0
+    return 3 * sum(counted.values()) - spared
 
 
 def decoder_flops(model: GaussianVAE) -> int:

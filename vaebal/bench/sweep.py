@@ -198,7 +198,7 @@ def draw(sweep: Sweep) -> plt.Figure:
         axis.axhline(value, color=colour, ls="--", lw=1.2, label=f"{name}, separate runs")
     axis.set(xscale="log", yscale="log", xlabel="members M", ylabel=f"{unit} per member and step")
     axis.set_xticks(counts, [str(count) for count in counts])
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axis.minorticks_off()
     axis.yaxis.set_major_formatter(plt.FuncFormatter(lambda y, _: f"{y:g}"))
     axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
