@@ -466,7 +466,8 @@ def test_a_member_that_diverges_stops_at_its_last_good_state_and_the_others_go_o
 
     of = lambda tree, index: jax.tree.map(lambda leaf: leaf[index], tree)  # noqa: E731
     before, _ = trained(trainer, 1)
-    assert_trees_equal(of(state, 1)._replace(stopped=-1), of(before, 1), rtol=0)
+    kept = lambda state: (of(state, 1).params, of(state, 1).gamma_state)  # noqa: E731
+    assert_trees_equal(kept(state), kept(before), rtol=0)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
     well, _ = trained(trainer.on(members(seeds=(0, 1, 2)), pixels), 4)
     for index in (0, 2):
@@ -486,4 +487,6 @@ def test_a_stopped_member_stays_so_and_training_ends_when_none_is_left(small_vae
     state = run_fit(trainer, tmp_path / "c", 1000, log, every=1000)
     assert state.stopped.tolist() == [3, 3]
     assert [row[:2] for row in log.rows] == [(3, 3), (6, 3)]  # told one chunk late
-    assert_trees_equal(run_fit(trainer, tmp_path / "c", 1000), state, rtol=0)
+    again = run_fit(trainer, tmp_path / "c", 1000)
+    kept = lambda state: state._replace(opt_state=())  # noqa: E731
+    assert_trees_equal(kept(again), kept(state), rtol=0)

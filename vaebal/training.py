@@ -23,7 +23,7 @@ from vaebal.checkpoints import Checkpoints, Preempted
 from vaebal.data import Decode, epoch_order, mean_image, steps_per_epoch
 from vaebal.devices import LeaveNotice, place
 from vaebal.gaussians import isotropic_nll, reparameterise
-from vaebal.models import GaussianVAE, init_params, latent_noise
+from vaebal.models import GaussianVAE, Outputs, init_params, latent_noise
 from vaebal.objectives import gaussian_vae_terms
 from vaebal.streams import stream
 from vaebal.units import to_unit_pixels
@@ -69,7 +69,7 @@ class TrainState(NamedTuple):
 
     step: Array
     params: Any
-    opt_state: Any  # of the weights
+    opt_state: Any  # of the weights; means nothing once stopped
     gamma_state: Any  # ResidualMode ("adaptive"), Adam's state ("adam"), or ()
     stopped: Array  # -1, or the step whose loss or gradient was not finite: never taken
 
@@ -106,8 +106,10 @@ class Optimisation(NamedTuple):
     slowest: float = 0.0  # "adaptive": nats of log gamma a step that it falls even when guarded
 
 
-def weights_optimiser(settings: Optimisation) -> optax.GradientTransformation:
-    """Clipped Adam with warm-up and cosine decay."""
+def weights_optimiser(
+    settings: Optimisation, taken: Array | bool = True
+) -> optax.GradientTransformation:
+    """Clipped Adam with warm-up and cosine decay; a step not `taken` follows no gradient."""
     schedule = optax.warmup_cosine_decay_schedule(
         0.0,
         settings.learning_rate,
@@ -115,7 +117,9 @@ def weights_optimiser(settings: Optimisation) -> optax.GradientTransformation:
         max(settings.total_steps, settings.warmup_steps + 1),
         settings.final_learning_rate,
     )
-    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), optax.adam(schedule))
+    # After the clipping, so that its norm and the one in the statistics are computed once.
+    gate = optax.stateless_with_tree_map(lambda update, _: jnp.where(taken, update, 0.0))
+    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), gate, optax.adam(schedule))
 
 
 def without_gamma(params: dict[str, Any]) -> dict[str, Any]:
@@ -208,6 +212,43 @@ def loss_and_terms(
     return terms.negative_elbo.mean(), (outputs, terms)
 
 
+def gamma_step(
+    model: GaussianVAE,
+    settings: Optimisation,
+    member: Member,
+    state: TrainState,
+    x: Array,
+    outputs: Outputs,
+    gradient: Array,
+) -> tuple[Array, Any]:
+    """Where log gamma and its rule's state go in one step on x [B, D].
+
+    Args:
+      gradient: of the loss by log gamma; only the rule "adam" follows it.
+    """
+    if settings.gamma_rule == "fixed":
+        return outputs.log_gamma, state.gamma_state
+    if settings.gamma_rule == "adam":
+        update, gamma_state = optax.adam(member.gamma_rate).update(gradient, state.gamma_state)
+        return outputs.log_gamma + update, gamma_state
+    mean_square = jnp.square(x - outputs.x_hat).mean()
+    if settings.gamma_rule == "closed_form":
+        return next_log_gamma(outputs.log_gamma, mean_square, member), state.gamma_state
+    part = max(len(x) // RESIDUAL_PART, 1)
+    at_mean = model.apply({"params": state.params}, outputs.mean[:part], method="decode")
+    gamma_state = follow_residual(state.gamma_state, x[:part] - at_mean)
+    held = jnp.where(member.gamma_release > 0, release(settings, state.step), 1.0)
+    released_rate = jnp.maximum(member.gamma_rate, RELEASED_RATE)
+    log_gamma = next_log_gamma(
+        outputs.log_gamma,
+        mean_square,
+        member._replace(gamma_rate=jnp.where(held < 1, released_rate, member.gamma_rate)),
+        held * member.gamma_guard * gamma_state.variance,
+        settings.slowest,
+    )
+    return log_gamma, gamma_state
+
+
 def train_step(
     model: GaussianVAE,
     settings: Optimisation,
@@ -215,7 +256,11 @@ def train_step(
     state: TrainState,
     x: Array,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One step of one member on the batch x [B, D] in [0, 1]."""
+    """One step of one member on the batch x [B, D] in [0, 1].
+
+    A step whose loss or gradient is not finite is the member's end: parameters, gamma and step
+    stay as they were before it, for good.
+    """
     eps = latent_noise(stream(member.seed, "noise", state.step), len(x), model.latents)
     (loss, (outputs, terms)), gradients = jax.value_and_grad(
         lambda params: loss_and_terms(model, params, x, eps, member.kappa), has_aux=True
@@ -225,45 +270,35 @@ def train_step(
     # which keeps its scale while gamma falls by orders of magnitude. On the plain gradient
     # Adam's second moment lags behind 1 / gamma^2, and its steps are several times too long.
     scaled = jax.tree.map(lambda gradient: gamma * gradient, without_gamma(gradients))
-    weights = without_gamma(state.params)
-    updates, opt_state = weights_optimiser(settings).update(scaled, state.opt_state, weights)
+    gradient_norm = optax.tree.norm(scaled)
+    taken = (state.stopped < 0) & jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
+    # A step not taken is Adam's step on no gradient at rate 0. Choosing between all of the state
+    # before and after would need both at once: a sixth of a step's time on a CPU.
+    weights, optimiser = without_gamma(state.params), weights_optimiser(settings, taken)
+    updates, opt_state = optimiser.update(scaled, state.opt_state, weights)
     # Adam's step is linear in its rate.
-    updates = jax.tree.map(lambda update: member.learning_rate * update, updates)
-    params = optax.apply_updates(weights, updates)
-    gamma_state, residual_variance = state.gamma_state, jnp.full((), jnp.nan, loss.dtype)
-    mean_square = terms.squared_error.mean() / x.shape[-1]
-    if settings.gamma_rule == "closed_form":
-        params["log_gamma"] = next_log_gamma(outputs.log_gamma, mean_square, member)
-    elif settings.gamma_rule == "adaptive":
-        part = max(len(x) // RESIDUAL_PART, 1)
-        at_mean = model.apply({"params": state.params}, outputs.mean[:part], method="decode")
-        gamma_state = follow_residual(state.gamma_state, x[:part] - at_mean)
-        residual_variance = gamma_state.variance
-        held = jnp.where(member.gamma_release > 0, release(settings, state.step), 1.0)
-        released_rate = jnp.maximum(member.gamma_rate, RELEASED_RATE)
-        params["log_gamma"] = next_log_gamma(
-            outputs.log_gamma,
-            mean_square,
-            member._replace(gamma_rate=jnp.where(held < 1, released_rate, member.gamma_rate)),
-            held * member.gamma_guard * residual_variance,
-            settings.slowest,
-        )
-    elif settings.gamma_rule == "adam":
-        update, gamma_state = optax.adam(member.gamma_rate).update(
-            gradients["log_gamma"], state.gamma_state
-        )
-        params["log_gamma"] = outputs.log_gamma + update
+    rate = jnp.where(taken, member.learning_rate, 0.0)
+    params = optax.apply_updates(weights, jax.tree.map(lambda update: rate * update, updates))
+    log_gamma, gamma_state = jax.tree.map(
+        lambda new, old: jnp.where(taken, new, old),
+        gamma_step(model, settings, member, state, x, outputs, gradients.get("log_gamma")),
+        (outputs.log_gamma, state.gamma_state),
+    )
+    if settings.gamma_rule != "fixed":
+        params["log_gamma"] = log_gamma
     statistics = {
         "loss": loss,
         "squared_error": terms.squared_error.mean(),
         "kl": terms.kl.sum(-1).mean(),
-        "gradient_norm": optax.tree.norm(scaled),
-        "residual_variance": residual_variance,
+        "gradient_norm": gradient_norm,
+        "residual_variance": getattr(gamma_state, "variance", jnp.full((), jnp.nan, loss.dtype)),
         "mean": outputs.mean.mean(0),
         "mean_squared": jnp.square(outputs.mean).mean(0),
         "variance": jnp.exp(outputs.log_var).mean(0),
     }
-    return TrainState(state.step + 1, params, opt_state, gamma_state, state.stopped), statistics
+    step = jnp.where(taken, state.step + 1, state.step)
+    stopped = jnp.where(taken | (state.stopped >= 0), state.stopped, state.step)
+    return TrainState(step, params, opt_state, gamma_state, stopped), statistics
 
 
 def latent_gradient_norm(model: GaussianVAE, params: Any, x: Array, member: Member) -> Array:
@@ -359,13 +394,10 @@ def no_statistics(model: GaussianVAE) -> dict[str, Array]:
 def tallied_step(
     model: GaussianVAE, settings: Optimisation, member: Member, tallied: Tallied, x: Array
 ) -> Tallied:
-    """`train_step`, with its statistics added; a step that is not finite is the member's end."""
+    """`train_step`, with its statistics added."""
     state, sums = tallied
-    after, statistics = train_step(model, settings, member, state, x)
-    finite = jnp.isfinite(statistics["loss"]) & jnp.isfinite(statistics["gradient_norm"])
-    stopped = jnp.where((state.stopped < 0) & ~finite, state.step, state.stopped)
-    state = jax.tree.map(lambda new, old: jnp.where(stopped < 0, new, old), after, state)
-    return state._replace(stopped=stopped), jax.tree.map(jnp.add, sums, statistics)
+    state, statistics = train_step(model, settings, member, state, x)
+    return state, jax.tree.map(jnp.add, sums, statistics)
 
 
 def epoch_metrics(
