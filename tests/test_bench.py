@@ -98,6 +98,14 @@ def test_model_flops_agree_with_the_compilers(small_vae, kind):
     assert 1.0 <= counted / step_flops(model) < 1.08
 
 
+def test_a_steps_products_alone_are_the_model_flops(small_vae):
+    model = small_vae()
+    params = init_params(model, jax.random.key(0), jnp.zeros(model.outputs))
+    products, factors = step.products_alone(params, 32)
+    counted = jax.jit(products).lower(factors).cost_analysis()["flops"]
+    assert counted == 32 * step_flops(model)
+
+
 @pytest.mark.parametrize(
     ("flops", "expected"),
     [
@@ -190,6 +198,7 @@ def results(**changes):
         Spread(0.761, 0.75, 0.8),
         {step.OURS: 2.34},
         Spread(1.051, 1.03, 1.06),
+        dict(zip(step.PIECES, (Spread(0.8, 0.79, 0.81), Spread(0.05, 0.04, 0.06)), strict=True)),
     )
     fields = {
         "name": "net",
@@ -229,6 +238,8 @@ def test_table_holds_the_numbers():
         "compile vaebal, s": "2.3",
         "vaebal / best PyTorch": "1.05 (1.03–1.06)",
     }
+    header, line = table_below(text, "### Where a step's time goes")
+    assert line == ["256", "0.80 (0.79–0.81)", "0.05 (0.04–0.06)", "0.15", "0.95"]
     assert "| JAX     | 250 (240–260) |" in text
     assert "77,000 (76,000–78,000) samples of z per second (10 images" in text
     assert "20,438,720" in text
@@ -238,11 +249,12 @@ def test_table_holds_the_numbers():
 
 def test_table_leaves_out_what_was_not_measured():
     (both,) = results().steps
-    alone = both._replace(rates={step.OURS: both.rates[step.OURS]}, ratio=None)
+    alone = both._replace(rates={step.OURS: both.rates[step.OURS]}, ratio=None, pieces={})
     text = rendered(results(steps=[alone]))
     header, _ = table_below(text, "## The training step")
     assert header == ["batch", "vaebal, images/s", "of peak", "compile vaebal, s"]
     assert "PyTorch trains" not in text
+    assert "Where a step" not in text
     compiled = both._replace(
         batch_size=64,
         rates=both.rates | {step.COMPILED: both.rates[step.EAGER]},
@@ -356,6 +368,7 @@ def test_a_step_is_measured():
     assert one.ratio is None
     assert positive(*one.rates.values(), *measured.peaks.values(), one.utilisation, measured.nll)
     assert one.compile_seconds[step.OURS] > 0
+    assert positive(*one.pieces.values())
     assert any("PyTorch was left out" in note for note in measured.notes)
     assert "8×8 pixels" in rendered(measured)
 

@@ -55,7 +55,7 @@ def described(torch: Any) -> tuple[str, str]:
 
 def can_be_rebuilt(model: GaussianVAE) -> bool:
     """Whether `torch_vae` knows the network."""
-    return isinstance(model.encoder, MLPEncoder)
+    return type(model.encoder) is MLPEncoder
 
 
 def torch_device(torch: Any) -> str:

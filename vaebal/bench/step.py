@@ -3,10 +3,15 @@
 import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
+from flax.traverse_util import flatten_dict
+from jax import Array
 
 from vaebal.bench import pytorch
 from vaebal.bench.flops import decoder_flops, step_flops
@@ -23,12 +28,14 @@ from vaebal.bench.subjects import (
     training,
     with_batch_size,
 )
-from vaebal.bench.timing import PEAK, Peak, Spread, Turns, Work, jax_peak, spread
+from vaebal.bench.timing import PEAK, Peak, Spread, Turns, Work, jax_peak, repeated, spread
 from vaebal.data import ImageSet, steps_per_epoch
 from vaebal.evaluation import importance_weighted_nll
+from vaebal.nets import product
 from vaebal.report import markdown_table
 
 OURS, EAGER, COMPILED, PYTHAE = "vaebal", "PyTorch eager", "torch.compile", "pythae"
+PRODUCTS_ALONE, ADAM_ALONE = PIECES = ("its matrix products alone", "Adam alone")
 COUNTED = (
     "Model FLOPs are counted from the Dense and Conv kernels: six per weight and output position "
     "of an image (two in the forward pass, four in the backward pass), less two per weight of a "
@@ -45,6 +52,7 @@ class Step(NamedTuple):
     utilisation: Spread  # of OURS: model FLOPs / peak, turn by turn
     compile_seconds: Mapping[str, float]  # by contestant; none for what is not compiled
     ratio: Spread | None  # OURS / the best of PyTorch's own, turn by turn
+    pieces: Mapping[str, Spread]  # of PIECES alone: what share of a step's time; of Dense nets
 
 
 class Results(NamedTuple):
@@ -90,15 +98,16 @@ def measure(
     """
     models = [build_model(with_batch_size(config, size), kappa) for size in batch_sizes]
     model, machine = models[0], []
-    rebuilt = with_torch and pytorch.can_be_rebuilt(model)
+    dense = pytorch.can_be_rebuilt(model)
+    rebuilt = with_torch and dense
     with pytorch.torch_at_its_best() if rebuilt else contextlib.nullcontext() as torch:
         if torch is not None:
             machine.append(pytorch.described(torch))
         say(f"float32 product, {matrix_size} x {matrix_size}")
         candidates = {"JAX": jax_peak(matrix_size)}
         if torch is not None:
-            product = pytorch.torch_product(torch, matrix_size)
-            candidates["PyTorch"] = candidates["JAX"]._replace(work=product)
+            work = pytorch.torch_product(torch, matrix_size)
+            candidates["PyTorch"] = candidates["JAX"]._replace(work=work)
         taken = turns({name: each.work for name, each in candidates.items()})
         peaks = {name: spread(candidates[name].rate(taken[name])) for name in taken}
         peak = candidates[max(peaks, key=lambda name: peaks[name].median)]
@@ -111,7 +120,8 @@ def measure(
             number = int(np.clip(epoch_seconds * rate / (flops * batch_size), LEAST_STEPS, most))
             images = random_images(config, number * batch_size)
             subject = build(with_batch_size(config, batch_size), images, kappa)
-            steps.append(_step(subject, images.train, peak, turns, torch, with_compile))
+            pieces = _pieces(subject.params, batch_size) if dense else {}
+            steps.append(_step(subject, images.train, peak, turns, torch, with_compile, pieces))
 
         say("importance-weighted NLL")
         budget = epoch_seconds * rate / (nll_samples * decoder_flops(model))
@@ -138,9 +148,15 @@ def measure(
 
 
 def _step(
-    subject: Subject, images: np.ndarray, peak: Peak, turns: Turns, torch: Any, with_compile: bool
+    subject: Subject,
+    images: np.ndarray,
+    peak: Peak,
+    turns: Turns,
+    torch: Any = None,
+    with_compile: bool = False,
+    pieces: Mapping[str, Work] = MappingProxyType({}),
 ) -> Step:
-    """vaebal's epochs and PyTorch's, in turns with each other and with the peak's product."""
+    """vaebal's epochs, PyTorch's and a step's pieces, in turns with the peak's product."""
     train = subject.config.train
     works: dict[str, Work] = {OURS: training(subject.trainer)}
     compile_seconds = {OURS: subject.trainer.compile_seconds}
@@ -160,8 +176,9 @@ def _step(
         pythae = pytorch.pythae_training(torch, net(), **same)
         if pythae is not None:
             works[PYTHAE] = pythae
-    seconds = turns({PEAK: peak.work, **works})
-    epoch = steps_per_epoch(len(images), train.batch_size) * train.batch_size
+    seconds = turns({PEAK: peak.work, **works, **pieces})
+    steps = steps_per_epoch(len(images), train.batch_size)
+    epoch = steps * train.batch_size
     rates = {name: epoch / seconds[name] for name in works}
     best = max({EAGER, COMPILED} & works.keys(), key=lambda n: np.median(rates[n]), default=None)
     utilisation = rates[OURS] * step_flops(subject.model) / peak.rate(seconds[PEAK])
@@ -171,7 +188,57 @@ def _step(
         spread(utilisation),
         compile_seconds,
         None if best is None else spread(rates[OURS] / rates[best]),
+        {name: spread(steps * seconds[name] / seconds[OURS]) for name in pieces},
     )
+
+
+def products_alone(
+    params: Any, batch_size: int
+) -> tuple[Callable[[Any], Any], dict[str, tuple[Array, Array, Array]]]:
+    """The matrix products of one step of a net of Dense layers that reads the data.
+
+    Returns:
+      A function whose results are all products of every layer, and its argument: by layer,
+      random inputs [B, I], the kernel [I, O], and random gradients of the outputs [B, O].
+    """
+    params = flatten_dict(params, sep="/")
+    kernels = {name: jnp.asarray(leaf) for name, leaf in params.items() if leaf.ndim == 2}
+    draw = functools.partial(jax.random.normal, jax.random.key(0))
+    factors = {
+        name: (draw((batch_size, kernel.shape[0])), kernel, draw((batch_size, kernel.shape[1])))
+        for name, kernel in kernels.items()
+    }
+
+    def products(factors):
+        results = {}
+        for name, (x, kernel, g) in factors.items():
+            y, pull = jax.vjp(product, x, kernel)
+            dx, dkernel = pull(g)
+            # The data get no gradient.
+            results[name] = (y, dkernel) if name == "encoder/layer1/kernel" else (y, dx, dkernel)
+        return results
+
+    return products, factors
+
+
+def _pieces(params: Any, batch_size: int) -> dict[str, Work]:
+    """Parts of a step of such a net on their own."""
+    products, factors = products_alone(params, batch_size)
+    adam, gradients = optax.adam(1e-3), jax.tree.map(jnp.ones_like, params)
+    carried = jax.tree.map(jnp.copy, params), adam.init(params)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def update(params, state, gradients):
+        updates, state = adam.update(gradients, state)
+        return optax.apply_updates(params, updates), state
+
+    def updates(count: int) -> None:
+        nonlocal carried
+        for _ in range(count):
+            carried = jax.block_until_ready(update(*carried, gradients))
+
+    alone = repeated(functools.partial(jax.jit(products), factors))
+    return dict(zip(PIECES, (alone, updates), strict=True))
 
 
 def _nll(
@@ -233,6 +300,20 @@ def page(results: Results) -> Page:
         if compared:
             line.append(with_range(step.ratio, ".2f") if step.ratio else "–")
         body.append(line)
+    shares = [
+        [
+            str(step.batch_size),
+            *(with_range(step.pieces[piece], ".2f") for piece in PIECES),
+            f"{1 - sum(share.median for share in step.pieces.values()):.2f}",
+            f"{step.utilisation.median / step.pieces[PRODUCTS_ALONE].median:.2f}",
+        ]
+        for step in results.steps
+        if step.pieces
+    ]
+    where = [
+        "### Where a step's time goes",
+        markdown_table(["batch", *PIECES, "all else", "of peak, those products"], shares),
+    ]
     n = results.matrix_size
     peaks = [[name, with_range(peak, ",.0f", 1e-9)] for name, peak in results.peaks.items()]
     method = [
@@ -240,6 +321,15 @@ def page(results: Results) -> Page:
         f"the faster library), which took its turns too. {COUNTED} Here that is "
         f"{results.flops_per_image:,} per image and step."
     ]
+    if shares:
+        method.append(
+            "*Where a step's time goes*: shares of the whole step's time, of parts that were timed "
+            "on their own in the same turns: the same products on random factors, each result "
+            "written to memory; one Adam update of all parameters and both moments in place. All "
+            "else (activations, noise, loss, the gradient's norm, reading the images) is what is "
+            "left. *Of peak, those products*: how near the peak these products come by themselves, "
+            "which bounds what any step made of them could reach."
+        )
     if compared:
         method.append(
             "PyTorch trains the same network on the same loss: same initial parameters, data on "
@@ -261,6 +351,7 @@ def page(results: Results) -> Page:
             markdown_table(["library", "GFLOP/s"], peaks),
             "## The training step",
             markdown_table(header, body),
+            *(where if shares else []),
             "## Importance-weighted NLL",
             f"{with_range(results.nll, ',.0f')} samples of z per second ({results.nll_text}), "
             f"{with_range(results.nll_utilisation, '.2f')} of the peak by the decoder's products.",
@@ -311,7 +402,7 @@ def measure_many(
         say(f"{config.name}, B = {batch_size}, {steps} steps")
         images = random_images(config, steps * batch_size)
         subject = build(with_batch_size(config, batch_size), images)
-        step = _step(subject, images.train, peak, turns, None, False)
+        step = _step(subject, images.train, peak, turns)
         rows.append(
             Row(
                 name=config.name,
