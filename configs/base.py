@@ -101,6 +101,9 @@ def gamma(name: str) -> ml_collections.ConfigDict:
     # "adam RATE", "annealed RATE to ARM", "fixed at ARM".
     train.arms = ("adaptive", "fixed at adaptive", "learned 1e-3", "learned 1e-1")
     train.guard = 0.8  # the adaptive gamma stays above so much of the residual's largest variance
+    # Steps over which that variance is averaged. gamma never rises again, so of a noisy average the
+    # least value counts: fewer examples a batch, or rarer large residuals, need more steps.
+    train.guard_memory = 10
     train.release = (0.75, 0.9)  # shares of the steps, between which that guard goes
     # Nats of log gamma a step, at most, of the adaptive arm; .02 or this once the guard goes.
     train.fastest = 0.02

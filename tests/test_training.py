@@ -255,7 +255,7 @@ def test_the_residuals_leading_direction_and_variance_are_found():
     mode = ResidualMode(jnp.asarray(basis[:, 5], jnp.float32), jnp.float32(50.0))
     step, found = jax.jit(follow_residual), []
     for i in range(600):
-        mode = step(mode, draw())
+        mode = step(mode, draw(), 10)
         found += [float(mode.variance)] if i >= 200 else []
     assert abs(float(mode.direction @ jnp.asarray(basis[:, 0], jnp.float32))) > 0.9
     # Without the top direction the sample covariance of 16 draws would still say about 1.2.

@@ -28,10 +28,7 @@ from vaebal.objectives import gaussian_vae_terms
 from vaebal.streams import stream
 from vaebal.units import to_unit_pixels
 
-# The residual's leading direction moves by this share, and its variance is averaged over as
-# many steps as its inverse.
-RESIDUAL_SHARE = 0.1
-# Its examples are this part of a batch: decoding at the posterior mean is extra work.
+# The residual is followed on this part of a batch: decoding at the posterior mean is extra work.
 RESIDUAL_PART = 4
 # Nats of log gamma a step, at most, once the guard goes: the learning rate is small by then.
 RELEASED_RATE = 0.02
@@ -104,6 +101,7 @@ class Optimisation(NamedTuple):
     gamma_rule: str  # "closed_form", "adaptive", "adam" or "fixed"
     release: tuple[float, float] = (0.6, 0.8)  # "adaptive": when the guard goes, shares of steps
     slowest: float = 0.0  # "adaptive": nats of log gamma a step that it falls even when guarded
+    guard_memory: int = 10  # "adaptive": steps over which the guarding variance is averaged
 
 
 def weights_optimiser(
@@ -155,16 +153,19 @@ def next_log_gamma(
     return jnp.where(jnp.isfinite(mean_square), log_gamma + step, mean_square)
 
 
-def follow_residual(mode: ResidualMode, residual: Array) -> ResidualMode:
+def follow_residual(mode: ResidualMode, residual: Array, memory: int) -> ResidualMode:
     """One step of Oja's rule on the residuals [B, D] of a batch.
 
     The variance is measured along the direction found before this batch, so that noise in
     the batch does not bias it upwards.
+
+    Args:
+      memory: steps; direction and variance move by its inverse.
     """
     along = residual @ mode.direction  # [B]
     pull = along @ residual / (len(residual) * jnp.maximum(mode.variance, 1e-30))
-    direction = mode.direction + RESIDUAL_SHARE * pull
-    variance = mode.variance + RESIDUAL_SHARE * (jnp.square(along).mean() - mode.variance)
+    direction = mode.direction + pull / memory
+    variance = mode.variance + (jnp.square(along).mean() - mode.variance) / memory
     return ResidualMode(direction / jnp.linalg.norm(direction), variance)
 
 
@@ -236,7 +237,7 @@ def gamma_step(
         return next_log_gamma(outputs.log_gamma, mean_square, member), state.gamma_state
     part = max(len(x) // RESIDUAL_PART, 1)
     at_mean = model.apply({"params": state.params}, outputs.mean[:part], method="decode")
-    gamma_state = follow_residual(state.gamma_state, x[:part] - at_mean)
+    gamma_state = follow_residual(state.gamma_state, x[:part] - at_mean, settings.guard_memory)
     held = jnp.where(member.gamma_release > 0, release(settings, state.step), 1.0)
     released_rate = jnp.maximum(member.gamma_rate, RELEASED_RATE)
     log_gamma = next_log_gamma(

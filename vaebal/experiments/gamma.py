@@ -140,7 +140,7 @@ def check(config: Any) -> None:
         "model.features",
         *("train.epochs", "train.batch_size", "train.epochs_per_chunk"),
         *("train.epochs_per_checkpoint", "train.device_bytes", "eval.block", "eval.pictures"),
-        *("eval.train_images", "eval.mmd_samples"),
+        *("eval.train_images", "eval.mmd_samples", "train.guard_memory"),
     )
     checks.positive_numbers(config, "train.learning_rate", "train.clip_norm", "train.fastest")
     checks.positive_numbers(
@@ -294,6 +294,7 @@ class Session:
             gamma_rule=rule,
             release=tuple(train.release),
             slowest=train.slowest,
+            guard_memory=train.guard_memory,
         )
         build = StreamingTrainer if streams(self.config, images) else Trainer
         program = build(

@@ -341,10 +341,10 @@ def protocol(config: Any, rows: Sequence[Row], images: ImageSet) -> dict[str, st
     drawn = min(config.eval.mmd_samples, rows[0]["test_images"])
     meaning = {
         "adaptive": "adaptive lets γ fall towards the batch's E‖x−x̂‖²/d, but not below "
-        f"{config.train.guard:g} times the residual's largest variance along any direction (it "
-        f"falls by at least {config.train.slowest:g} nats a step, and at most "
-        f"{config.train.fastest:g}), a bound that is let go between {start:.0%} and {end:.0%} of "
-        "the steps",
+        f"{config.train.guard:g} times the residual's largest variance along any direction, "
+        f"averaged over {config.train.guard_memory} steps (it falls by at least "
+        f"{config.train.slowest:g} nats a step, and at most {config.train.fastest:g}), a bound "
+        f"that is let go between {start:.0%} and {end:.0%} of the steps",
         "guarded": "guarded keeps that bound to the end",
         "learned": "learned RATE moves log γ towards the batch's log E‖x−x̂‖²/d by at most RATE "
         "nats a step",
