@@ -77,12 +77,12 @@ def gamma(name: str) -> ml_collections.ConfigDict:
     data.seed = 0
 
     model = config.model = ml_collections.ConfigDict()
-    model.network = "conv"  # "infogan", "mlp", "patch" (an MLP between maps of patches)
+    model.network = "conv"  # "infogan", "mlp"
     model.latents = 20  # kappa
-    model.patch = 4  # side of the patches that the first layer reads and the last one writes
-    model.width = 64  # channels of the finest scale (mlp, patch: of every layer)
+    model.patch = 4  # conv: side of the patches that the first layer reads and the last writes
+    model.pool = 1  # mlp: side of the squares whose means the encoder reads
+    model.width = 64  # channels of the finest scale (mlp: of every layer)
     model.blocks = 1  # residual blocks at each scale
-    model.features = 32  # patch: what a patch is reduced to
     model.activation = "silu"
     model.residual = True  # skips between decoder layers
     model.affine_skip = True  # eq. 5's skip from z to x

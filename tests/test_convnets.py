@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vaebal import collapse, convnets
-from vaebal.models import conv_vae, infogan_vae, init_params, latent_noise, patch_vae
+from vaebal.models import conv_vae, infogan_vae, init_params, latent_noise, mlp_vae
 from vaebal.probing import hessian_vector_product
 from vaebal.streams import stream
 from vaebal.training import loss_and_terms
@@ -32,12 +32,13 @@ def small_infogan(**changes):
     return infogan_vae(**(options | changes))
 
 
-def small_patch(**changes):
+def small_pooled(**changes):
     options = {
-        "image_shape": SHAPE, "latents": K, "patch": 4, "features": 5, "width": 6, "blocks": 1,
-        "activation": jax.nn.silu, "residual": True, "affine_skip": True, "gamma": 0.1,
+        "outputs": 128, "image_shape": SHAPE, "pool": 2, "latents": K, "width": 6,
+        "encoder_layers": 2, "decoder_blocks": 1, "activation": jax.nn.silu, "residual": True,
+        "affine_skip": True, "gamma": 0.1,
     }  # fmt: skip
-    return patch_vae(**(options | changes))
+    return mlp_vae(**(options | changes))
 
 
 @pytest.fixture
@@ -65,7 +66,6 @@ def started(model, x, *, moved=0.0):
         (128, functools.partial(conv_vae, patch=8, width=32, blocks=1, residual=True)),
         (28, infogan_vae),
         (64, infogan_vae),
-        (64, functools.partial(patch_vae, patch=8, features=5, width=16, blocks=2, residual=True)),
     ],
 )
 def test_images_go_in_and_out_flat(side, build):
@@ -160,7 +160,7 @@ def test_residual_blocks_start_as_the_identity_and_others_do_not():
         assert (np.asarray(out) == h).all() == residual
 
 
-@pytest.mark.parametrize("build", [small_conv, small_infogan, small_patch])
+@pytest.mark.parametrize("build", [small_conv, small_infogan, small_pooled])
 def test_initialisation_centres_both_ends_on_the_data(build, x):
     """Encoded, x_bar is 0; decoded, 0 is x_bar; and an image is neither."""
     model = build()
@@ -174,7 +174,26 @@ def test_initialisation_centres_both_ends_on_the_data(build, x):
     assert np.abs(mean).max() > 0.05  # of values in [0, 1], by weights of unit scale
 
 
-@pytest.mark.parametrize("build", [small_conv, small_infogan, small_patch])
+def test_a_pooled_encoder_reads_the_means_of_squares(x):
+    """As an encoder of the smaller image does, with the same weights."""
+    images = jnp.float32(x)
+    rows = images.reshape(-1, *SHAPE)
+    small = (rows[:, ::2] + rows[:, 1::2]) / 2
+    small = ((small[:, :, ::2] + small[:, :, 1::2]) / 2).reshape(len(x), -1)
+    model = small_pooled()
+    encoder = started(model, x, moved=0.1)["encoder"]
+    plain = small_pooled(outputs=small.shape[1], pool=1).encoder
+    got = model.encoder.apply({"params": encoder}, images)
+    for a, b in zip(got, plain.apply({"params": encoder}, small), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_squares_that_do_not_tile_the_image_are_named():
+    with pytest.raises(ValueError, match=r"image_shape=\(8, 8, 2\) does not fit pool=3: sides"):
+        small_pooled(pool=3)
+
+
+@pytest.mark.parametrize("build", [small_conv, small_infogan, small_pooled])
 def test_an_image_does_not_know_its_batch(build, x):
     """No statistics of a batch anywhere: alone and among others, the same outputs."""
     model = build()
@@ -187,7 +206,8 @@ def test_an_image_does_not_know_its_batch(build, x):
 
 
 @pytest.mark.parametrize(
-    "build", [small_conv, functools.partial(small_conv, residual=False), small_infogan, small_patch]
+    "build",
+    [small_conv, functools.partial(small_conv, residual=False), small_infogan, small_pooled],
 )
 def test_gradients_and_curvature_are_those_of_finite_differences(build, x):
     """Along one direction, in float64: the gradient, and the Hessian (forward over reverse)."""

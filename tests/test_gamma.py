@@ -306,6 +306,7 @@ def test_fields_that_cannot_be_meant_are_named(field, value):
     [
         ("train.batch_size", 65, {}),
         ("model.patch", 3, {"model__network": "conv"}),
+        ("model.pool", 3, {"model__network": "mlp"}),
         ("model.network", "'infogan'", {"model__network": "infogan", "data__resolution": 10}),
     ],
 )

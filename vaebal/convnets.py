@@ -19,9 +19,7 @@ from jax import Array
 
 from vaebal.nets import (
     Activation,
-    MLPEncoder,
     Products,
-    ResidualDecoder,
     branch_last_init,
     dense,
     he_normal,
@@ -331,45 +329,3 @@ class InfoGANDecoder(nn.Module):
         h = from_patches(out(self.activation(from_patches(up(h), 2))), 2)
         bias = self.param("bias", nn.initializers.zeros, (height * width * channels,), h.dtype)
         return h.reshape(len(z), -1) + bias[None, :]
-
-
-class PatchEncoder(MLPEncoder, kw_only=True):
-    """A linear map of all patches alike, then an `MLPEncoder` of what it gives: cheap on a CPU.
-
-    Attributes:
-      image_shape: (H, W, C), of sides that `patch` divides.
-      features: of a patch.
-    """
-
-    image_shape: tuple[int, int, int]
-    patch: int
-    features: int
-
-    @nn.compact
-    def __call__(self, x: Array) -> tuple[Array, Array]:
-        """x [B, D] -> mean [B, K], log_var [B, K]."""
-        centre = self.param("centre", nn.initializers.zeros, x.shape[-1:], jnp.result_type(float))
-        h = to_patches((x - centre[None, :]).reshape(-1, *self.image_shape), self.patch)
-        h = dense(self.features, self.products, name="patches")(h)
-        return super().__call__(h.reshape(len(x), -1))
-
-
-class PatchDecoder(ResidualDecoder, kw_only=True):
-    """The encoder's mirror: a `ResidualDecoder` to the patches' features, then one linear map.
-
-    Attributes:
-      outputs: features of all patches together.
-    """
-
-    image_shape: tuple[int, int, int]
-    patch: int
-
-    @nn.compact
-    def __call__(self, z: Array) -> Array:
-        """z [B, K] -> [B, D]."""
-        height, width, channels = self.image_shape
-        h = super().__call__(z).reshape(len(z), height // self.patch, width // self.patch, -1)
-        h = dense(self.patch**2 * channels, self.products, use_bias=False, name="patches")(h)
-        flat = from_patches(h, self.patch).reshape(len(z), -1)
-        bias = self.param("bias", nn.initializers.zeros, flat.shape[-1:], flat.dtype)
-        return flat + bias[None, :]

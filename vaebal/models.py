@@ -8,17 +8,17 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from vaebal.convnets import (
-    ConvDecoder,
-    ConvEncoder,
-    InfoGANDecoder,
-    InfoGANEncoder,
-    PatchDecoder,
-    PatchEncoder,
-    pyramid,
-)
+from vaebal.convnets import ConvDecoder, ConvEncoder, InfoGANDecoder, InfoGANEncoder, pyramid
 from vaebal.gaussians import reparameterise
-from vaebal.nets import Activation, MLPEncoder, Products, ResidualDecoder, dense, skip_gate
+from vaebal.nets import (
+    Activation,
+    MLPEncoder,
+    PooledEncoder,
+    Products,
+    ResidualDecoder,
+    dense,
+    skip_gate,
+)
 
 
 class Outputs(NamedTuple):
@@ -135,17 +135,38 @@ def mlp_vae(
     gamma: float | None = None,
     gamma_init: float = 1.0,
     products: Products = None,
+    image_shape: tuple[int, int, int] | None = None,
+    pool: int = 1,
 ) -> GaussianVAE:
-    """The network of Table 1: feed-forward encoder, residual decoder, affine skip."""
+    """The network of Table 1: feed-forward encoder, residual decoder, affine skip.
+
+    Args:
+      pool: above 1, the encoder reads means over squares of this side; see `PooledEncoder`.
+      image_shape: (H, W, C); needed to pool.
+
+    Raises:
+      ValueError: the image's sides are not multiples of `pool`.
+    """
+    options = {
+        "latents": latents,
+        "width": width,
+        "layers": encoder_layers,
+        "activation": activation,
+        "log_var_init": log_var_init,
+        "products": products,
+    }
+    if pool > 1:
+        height, image_width, _ = image_shape
+        if height % pool or image_width % pool:
+            raise ValueError(
+                f"image_shape={tuple(image_shape)} does not fit pool={pool}: sides must be its "
+                "multiples."
+            )
+        encoder = PooledEncoder(**options, image_shape=tuple(image_shape), pool=pool)
+    else:
+        encoder = MLPEncoder(**options)
     return GaussianVAE(
-        encoder=MLPEncoder(
-            latents,
-            width,
-            encoder_layers,
-            activation,
-            log_var_init=log_var_init,
-            products=products,
-        ),
+        encoder=encoder,
         decoder=ResidualDecoder(
             outputs, width, decoder_blocks, activation, residual, branch_scale, products
         ),
@@ -229,56 +250,6 @@ def infogan_vae(
     )
 
 
-def patch_vae(
-    *,
-    image_shape: tuple[int, int, int],
-    latents: int,
-    patch: int,
-    features: int,
-    width: int,
-    blocks: int,
-    activation: Activation,
-    residual: bool | None,
-    affine_skip: bool | None,
-    log_var_init: float = 0.0,
-    gamma: float | None = None,
-    gamma_init: float = 1.0,
-    products: Products = None,
-) -> GaussianVAE:
-    """A network for large images on a CPU: that of `mlp_vae` between two linear maps of patches.
-
-    Args:
-      patch: side of the patches; features: what each is reduced to.
-      width, blocks: of the MLPs; the encoder has `blocks` hidden layers.
-
-    Raises:
-      ValueError: the image's sides are not multiples of `patch`.
-    """
-    height, image_width, _ = image_shape
-    if height % patch or image_width % patch:
-        raise ValueError(
-            f"image_shape={tuple(image_shape)} does not fit patch={patch}: sides must be its "
-            "multiples."
-        )
-    pieces = {"image_shape": tuple(image_shape), "patch": patch, "products": products}
-    return GaussianVAE(
-        encoder=PatchEncoder(
-            latents, width, blocks + 1, activation, log_var_init=log_var_init, features=features,
-            **pieces,
-        ),
-        decoder=PatchDecoder(
-            height // patch * (image_width // patch) * features, width, blocks, activation,
-            residual, **pieces,
-        ),
-        latents=latents,
-        outputs=math.prod(image_shape),
-        affine_skip=affine_skip,
-        gamma=gamma,
-        gamma_init=gamma_init,
-        products=products,
-    )  # fmt: skip
-
-
 def init_params(
     model: GaussianVAE,
     key: Array,
@@ -295,7 +266,7 @@ def init_params(
     patches have parameters of their own for it.
 
     Args:
-      model: built by `mlp_vae`, `conv_vae`, `infogan_vae` or `patch_vae`.
+      model: built by `mlp_vae`, `conv_vae` or `infogan_vae`.
       key: JAX key.
       data_mean: x_bar [D].
       kappa: true number of latents where the model is padded to K > kappa; the first
@@ -322,7 +293,7 @@ def init_params(
         encoder["centre"] = decoder["bias"] = data_mean
     else:
         first = encoder["layer1" if "layer1" in encoder else "mean"]  # affine: only heads
-        first["bias"] = -data_mean @ first["kernel"]
+        first["bias"] = -model.encoder.inputs(data_mean[None])[0] @ first["kernel"]
         decoder["out"]["bias"] = data_mean
     if kappa is not None:
         # Divided as floats: int32 / int32 is float32 even under x64.

@@ -141,9 +141,14 @@ class MLPEncoder(nn.Module):
     log_var_init: float = 0.0
     products: Products = None
 
+    def inputs(self, x: Array) -> Array:
+        """What the first layer reads of x [B, D]."""
+        return x
+
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Array]:
         """x [B, D] -> mean [B, K], log_var [B, K]."""
+        x = self.inputs(x)
         for i in range(1, self.layers):
             layer = dense(self.width, self.products, kernel_init=he_normal, name=f"layer{i}")
             x = self.activation(layer(x))
@@ -164,6 +169,27 @@ def skip_gate(module: nn.Module, skip: bool | None, name: str) -> bool | Array:
 def branch_last_init(residual: bool | Array, scale: float) -> nn.initializers.Initializer:
     """He's, times `scale` in a residual branch."""
     return scaled(he_normal, jnp.where(residual, scale, 1.0))
+
+
+class PooledEncoder(MLPEncoder, kw_only=True):
+    """An `MLPEncoder` that reads an image's means over squares, not its pixels.
+
+    A large image is then as cheap to read as a small one, and a step of Adam, which moves every
+    weight alike, moves what the first layer says of it no further.
+
+    Attributes:
+      image_shape: (H, W, C), of sides that `pool` divides.
+      pool: side of the squares.
+    """
+
+    image_shape: tuple[int, int, int]
+    pool: int
+
+    def inputs(self, x: Array) -> Array:
+        """[B, H W C / pool^2]."""
+        height, width, channels = self.image_shape
+        squares = (height // self.pool, self.pool, width // self.pool, self.pool, channels)
+        return x.reshape(-1, *squares).mean((2, 4)).reshape(len(x), -1)
 
 
 class ResidualDecoder(nn.Module):

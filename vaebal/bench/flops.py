@@ -48,7 +48,7 @@ def step_flops(model: GaussianVAE) -> int:
     first, by a parameter that gets one.
     """
     counted = forward_flops(model)
-    spared = counted["encoder/layer1"] if type(model.encoder) is MLPEncoder else 0
+    spared = counted["encoder/layer1"] if isinstance(model.encoder, MLPEncoder) else 0
     return 3 * sum(counted.values()) - spared
 
 

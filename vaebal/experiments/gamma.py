@@ -30,14 +30,14 @@ from vaebal.checkpoints import (
 from vaebal.data import MANIFOLDS, Decode, ImageSet, load, manifold, mean_image, steps_per_epoch
 from vaebal.errors import Diverged, InputError
 from vaebal.experiments import checks, gamma_report
-from vaebal.models import GaussianVAE, conv_vae, infogan_vae, mlp_vae, patch_vae, prior_samples
+from vaebal.models import GaussianVAE, conv_vae, infogan_vae, mlp_vae, prior_samples
 from vaebal.nets import ACTIVATIONS, PRODUCTS
 from vaebal.progress import Progress
 from vaebal.streaming import StreamingTrainer
 from vaebal.streams import stream
 from vaebal.training import Member, Optimisation, Trainer, fit, member_params, stack_members
 
-NETWORKS = ("conv", "infogan", "mlp", "patch")
+NETWORKS = ("conv", "infogan", "mlp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +137,7 @@ def check(config: Any) -> None:
     checks.positive_integers(
         config,
         *("data.resolution", "model.latents", "model.width", "model.blocks", "model.patch"),
-        "model.features",
+        "model.pool",
         *("train.epochs", "train.batch_size", "train.epochs_per_chunk"),
         *("train.epochs_per_checkpoint", "train.device_bytes", "eval.block", "eval.pictures"),
         *("eval.train_images", "eval.mmd_samples", "train.guard_memory"),
@@ -154,6 +154,11 @@ def check(config: Any) -> None:
         raise InputError(
             f"model.remat=True does nothing for model.network={config.model.network!r}: set it to "
             "False, or the network to 'conv'."
+        )
+    if config.model.pool > 1 and config.model.network != "mlp":
+        raise InputError(
+            f"model.pool={config.model.pool} does nothing for model.network="
+            f"{config.model.network!r}: set it to 1, or the network to 'mlp'."
         )
     release = tuple(config.train.release)
     if len(release) != 2 or not 0 <= release[0] < release[1] <= 1:
@@ -181,9 +186,8 @@ def check_against_data(config: Any, images: ImageSet) -> None:
     try:
         build_model(config, images.image_shape)
     except ValueError as error:
-        field = "model.patch" if config.model.network in ("conv", "patch") else "model.network"
-        value = config.model[field.removeprefix("model.")]
-        raise InputError(f"{field}={value!r}: {error}") from error
+        field = {"conv": "patch", "mlp": "pool"}.get(config.model.network, "network")
+        raise InputError(f"model.{field}={config.model[field]!r}: {error}") from error
 
 
 def streams(config: Any, images: ImageSet) -> bool:
@@ -209,14 +213,9 @@ def build_model(config: Any, image_shape: tuple[int, int, int]) -> GaussianVAE:
             image_shape=image_shape, patch=settings.patch, blocks=settings.blocks,
             remat=settings.remat, **shared,
         )  # fmt: skip
-    if settings.network == "patch":
-        return patch_vae(
-            image_shape=image_shape, patch=settings.patch, features=settings.features,
-            blocks=settings.blocks, **shared,
-        )  # fmt: skip
     return mlp_vae(
         outputs=int(np.prod(image_shape)), encoder_layers=settings.blocks + 1,
-        decoder_blocks=settings.blocks, **shared,
+        decoder_blocks=settings.blocks, image_shape=image_shape, pool=settings.pool, **shared,
     )  # fmt: skip
 
 
