@@ -86,6 +86,7 @@ def gamma(name: str) -> ml_collections.ConfigDict:
     model.activation = "silu"
     model.residual = True  # skips between decoder layers
     model.affine_skip = True  # eq. 5's skip from z to x
+    model.encoder_skip = False  # mlp: and one from x to the posterior mean, its mirror
     model.products = "float32"  # "bfloat16": of products' factors; for gamma above 1e-4
     # Blocks of "conv" keep their inputs alone and are computed anew for the gradient: less
     # memory, about a third more work.

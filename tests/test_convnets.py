@@ -41,6 +41,9 @@ def small_pooled(**changes):
     return mlp_vae(**(options | changes))
 
 
+small_skip = functools.partial(small_pooled, encoder_skip=True)
+
+
 @pytest.fixture
 def x():
     """[4, 128] in [0, 1]."""
@@ -160,7 +163,7 @@ def test_residual_blocks_start_as_the_identity_and_others_do_not():
         assert (np.asarray(out) == h).all() == residual
 
 
-@pytest.mark.parametrize("build", [small_conv, small_infogan, small_pooled])
+@pytest.mark.parametrize("build", [small_conv, small_infogan, small_pooled, small_skip])
 def test_initialisation_centres_both_ends_on_the_data(build, x):
     """Encoded, x_bar is 0; decoded, 0 is x_bar; and an image is neither."""
     model = build()
@@ -188,12 +191,27 @@ def test_a_pooled_encoder_reads_the_means_of_squares(x):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+def test_the_encoders_skip_adds_a_linear_map_of_the_centred_image(x):
+    """To the mean alone; at the start it is zero, and all other weights are those without it."""
+    model, images = small_pooled(encoder_skip=True), jnp.float32(x)
+    params, without = started(model, x)["encoder"], started(small_pooled(), x)["encoder"]
+    kernel = params["affine"].pop("kernel")
+    np.testing.assert_array_equal(kernel, 0)
+    kernel = jax.random.normal(stream(0, "skip"), kernel.shape)
+    read = model.encoder.inputs(images)
+    centred = read - model.encoder.inputs(jnp.float32(x.mean(0))[None])
+    got = model.encoder.apply({"params": params | {"affine": {"kernel": kernel}}}, images)
+    plain = small_pooled().encoder.apply({"params": without}, images)
+    np.testing.assert_allclose(got[0], plain[0] + centred @ kernel, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(got[1], plain[1])
+
+
 def test_squares_that_do_not_tile_the_image_are_named():
     with pytest.raises(ValueError, match=r"image_shape=\(8, 8, 2\) does not fit pool=3: sides"):
         small_pooled(pool=3)
 
 
-@pytest.mark.parametrize("build", [small_conv, small_infogan, small_pooled])
+@pytest.mark.parametrize("build", [small_conv, small_infogan, small_pooled, small_skip])
 def test_an_image_does_not_know_its_batch(build, x):
     """No statistics of a batch anywhere: alone and among others, the same outputs."""
     model = build()
@@ -207,7 +225,7 @@ def test_an_image_does_not_know_its_batch(build, x):
 
 @pytest.mark.parametrize(
     "build",
-    [small_conv, functools.partial(small_conv, residual=False), small_infogan, small_pooled],
+    [small_conv, functools.partial(small_conv, residual=False), small_infogan, small_skip],
 )
 def test_gradients_and_curvature_are_those_of_finite_differences(build, x):
     """Along one direction, in float64: the gradient, and the Hessian (forward over reverse)."""

@@ -35,6 +35,7 @@ LATENT_WEIGHTS: dict[tuple[str, ...], int] = {
     ("decoder", "first", "kernel"): 0,
     ("affine", "kernel"): 0,
     ("encoder", "mean", "kernel"): 1,
+    ("encoder", "affine", "kernel"): 1,
     ("encoder", "log_var", "kernel"): 1,
 }
 LATENT_BIASES: dict[tuple[str, ...], int] = {

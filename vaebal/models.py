@@ -135,12 +135,14 @@ def mlp_vae(
     gamma: float | None = None,
     gamma_init: float = 1.0,
     products: Products = None,
+    encoder_skip: bool = False,
     image_shape: tuple[int, int, int] | None = None,
     pool: int = 1,
 ) -> GaussianVAE:
     """The network of Table 1: feed-forward encoder, residual decoder, affine skip.
 
     Args:
+      encoder_skip: an affine skip from x to the posterior mean as well; see `MLPEncoder`.
       pool: above 1, the encoder reads means over squares of this side; see `PooledEncoder`.
       image_shape: (H, W, C); needed to pool.
 
@@ -154,6 +156,7 @@ def mlp_vae(
         "activation": activation,
         "log_var_init": log_var_init,
         "products": products,
+        "affine_skip": encoder_skip,
     }
     if pool > 1:
         height, image_width, _ = image_shape
@@ -289,12 +292,14 @@ def init_params(
     )
     params = variables["params"]
     encoder, decoder = params["encoder"], params["decoder"]
-    if "centre" in encoder:
-        encoder["centre"] = decoder["bias"] = data_mean
-    else:
+    read = data_mean
+    if isinstance(model.encoder, MLPEncoder):
+        read = model.encoder.inputs(data_mean[None])[0]
         first = encoder["layer1" if "layer1" in encoder else "mean"]  # affine: only heads
-        first["bias"] = -model.encoder.inputs(data_mean[None])[0] @ first["kernel"]
-        decoder["out"]["bias"] = data_mean
+        first["bias"] = -read @ first["kernel"]
+    if "centre" in encoder:
+        encoder["centre"] = read
+    (decoder if "bias" in decoder else decoder["out"])["bias"] = data_mean
     if kappa is not None:
         # Divided as floats: int32 / int32 is float32 even under x64.
         decoder["first"]["kernel"] *= jnp.sqrt(model.latents / jnp.asarray(kappa, float))

@@ -131,6 +131,9 @@ class MLPEncoder(nn.Module):
       layers: rho of Theorem 2, the heads included.
       head_bias: whether the heads have biases; Theorem 2 needs them zero or absent.
       log_var_init: log sigma^2 at the start (bias of that head; unused without biases).
+      affine_skip: adds W (x - x_bar) to the mean, eq. 5's skip mirrored; W starts at zero. While
+        latents idle the KL term shrinks the hidden features that they would need to wake up
+        (seen: to a hundredth of the input's scale); x itself it cannot shrink.
     """
 
     latents: int
@@ -140,6 +143,7 @@ class MLPEncoder(nn.Module):
     head_bias: bool = True
     log_var_init: float = 0.0
     products: Products = None
+    affine_skip: bool = False
 
     def inputs(self, x: Array) -> Array:
         """What the first layer reads of x [B, D]."""
@@ -148,11 +152,21 @@ class MLPEncoder(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Array]:
         """x [B, D] -> mean [B, K], log_var [B, K]."""
-        x = self.inputs(x)
+        x = features = self.inputs(x)
         for i in range(1, self.layers):
             layer = dense(self.width, self.products, kernel_init=he_normal, name=f"layer{i}")
-            x = self.activation(layer(x))
-        return latent_heads(x, self.latents, self.head_bias, self.log_var_init, self.products)
+            features = self.activation(layer(features))
+        mean, log_var = latent_heads(
+            features, self.latents, self.head_bias, self.log_var_init, self.products
+        )
+        if not self.affine_skip:
+            return mean, log_var
+        centre = self.param("centre", nn.initializers.zeros, x.shape[-1:], jnp.result_type(float))
+        affine = dense(
+            self.latents, self.products, use_bias=False, kernel_init=nn.initializers.zeros,
+            name="affine",
+        )  # fmt: skip
+        return mean + affine(x - centre[None, :]), log_var
 
 
 def skip_gate(module: nn.Module, skip: bool | None, name: str) -> bool | Array:

@@ -13,6 +13,9 @@ from flax.traverse_util import flatten_dict
 from vaebal.models import GaussianVAE
 from vaebal.nets import MLPEncoder
 
+# Layers of a dense encoder that read the data, which get no gradient.
+READ_DATA = ("encoder/layer1", "encoder/affine")
+
 
 def forward_flops(model: GaussianVAE) -> dict[str, int]:
     """Of one image's pass through each Dense and Conv layer, by the layer's path.
@@ -44,11 +47,12 @@ def step_flops(model: GaussianVAE) -> int:
     """Of one training step per image.
 
     Three products a layer: x W forward, x^T g for the kernel's gradient, g W^T for its input's.
-    A dense net's first layer reads the data, which get no gradient; the other nets centre them
-    first, by a parameter that gets one.
+    What reads the data in a dense net spares the last; the other nets centre them first, by a
+    parameter that gets a gradient.
     """
     counted = forward_flops(model)
-    spared = counted["encoder/layer1"] if isinstance(model.encoder, MLPEncoder) else 0
+    dense = isinstance(model.encoder, MLPEncoder)
+    spared = sum(counted.get(layer, 0) for layer in READ_DATA) if dense else 0
     return 3 * sum(counted.values()) - spared
 
 

@@ -55,7 +55,7 @@ def described(torch: Any) -> tuple[str, str]:
 
 def can_be_rebuilt(model: GaussianVAE) -> bool:
     """Whether `torch_vae` knows the network."""
-    return type(model.encoder) is MLPEncoder
+    return type(model.encoder) is MLPEncoder and not model.encoder.affine_skip
 
 
 def torch_device(torch: Any) -> str:

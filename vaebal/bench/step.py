@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 from jax import Array
 
 from vaebal.bench import pytorch
-from vaebal.bench.flops import decoder_flops, step_flops
+from vaebal.bench.flops import READ_DATA, decoder_flops, step_flops
 from vaebal.bench.page import Page, with_range
 from vaebal.bench.subjects import (
     EPOCH_IMAGES,
@@ -201,8 +201,11 @@ def products_alone(
       A function whose results are all products of every layer, and its argument: by layer,
       random inputs [B, I], the kernel [I, O], and random gradients of the outputs [B, O].
     """
-    params = flatten_dict(params, sep="/")
-    kernels = {name: jnp.asarray(leaf) for name, leaf in params.items() if leaf.ndim == 2}
+    kernels = {
+        name.removesuffix("/kernel"): jnp.asarray(leaf)
+        for name, leaf in flatten_dict(params, sep="/").items()
+        if leaf.ndim == 2
+    }
     draw = functools.partial(jax.random.normal, jax.random.key(0))
     factors = {
         name: (draw((batch_size, kernel.shape[0])), kernel, draw((batch_size, kernel.shape[1])))
@@ -214,8 +217,7 @@ def products_alone(
         for name, (x, kernel, g) in factors.items():
             y, pull = jax.vjp(product, x, kernel)
             dx, dkernel = pull(g)
-            # The data get no gradient.
-            results[name] = (y, dkernel) if name == "encoder/layer1/kernel" else (y, dx, dkernel)
+            results[name] = (y, dkernel) if name in READ_DATA else (y, dx, dkernel)
         return results
 
     return products, factors

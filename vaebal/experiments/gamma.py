@@ -155,11 +155,12 @@ def check(config: Any) -> None:
             f"model.remat=True does nothing for model.network={config.model.network!r}: set it to "
             "False, or the network to 'conv'."
         )
-    if config.model.pool > 1 and config.model.network != "mlp":
-        raise InputError(
-            f"model.pool={config.model.pool} does nothing for model.network="
-            f"{config.model.network!r}: set it to 1, or the network to 'mlp'."
-        )
+    for field, nothing in (("pool", 1), ("encoder_skip", False)):
+        if config.model[field] != nothing and config.model.network != "mlp":
+            raise InputError(
+                f"model.{field}={config.model[field]} does nothing for model.network="
+                f"{config.model.network!r}: set it to {nothing}, or the network to 'mlp'."
+            )
     release = tuple(config.train.release)
     if len(release) != 2 or not 0 <= release[0] < release[1] <= 1:
         raise InputError(
@@ -215,7 +216,8 @@ def build_model(config: Any, image_shape: tuple[int, int, int]) -> GaussianVAE:
         )  # fmt: skip
     return mlp_vae(
         outputs=int(np.prod(image_shape)), encoder_layers=settings.blocks + 1,
-        decoder_blocks=settings.blocks, image_shape=image_shape, pool=settings.pool, **shared,
+        decoder_blocks=settings.blocks, encoder_skip=settings.encoder_skip,
+        image_shape=image_shape, pool=settings.pool, **shared,
     )  # fmt: skip
 
 
