@@ -19,10 +19,16 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.model.pool = 4
     config.model.width = 512
     config.model.blocks = 2
+    # Latents that can wake up at any time need a gamma above all that is left unexplained: what
+    # leaks through the guard is then a direction that no bending of the decoder has explained.
+    config.model.encoder_skip = True
+    config.train.guard = 1.2
     config.train.guard_memory = 50
+    config.train.fastest = 2e-3
+    config.train.slowest = 3e-4
     if variant == "quick":
         config.name = "rendered64_gamma_quick"
-        config.data.ranks = (2, 4)
+        config.data.ranks = (4, 8)
         config.data.train_size = 10_000
         config.model.width = 256
         config.train.arms = ("adaptive", "fixed at adaptive")
