@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from scipy import spatial, stats
+from sklearn.cluster import KMeans
 
 from vaebal.ndb import ndb, ndb_bins, ndb_compare
 
@@ -27,6 +28,15 @@ def test_two_halves_of_one_set_differ_in_a_twentieth_of_the_bins(halves, bins):
     statistic = 8 * got.js / (1 / len(train) + 1 / len(query))
     low, high = stats.chi2(bins - 1).interval(0.999)
     assert low < statistic < high
+
+
+def test_first_centres_from_a_part_lead_to_clusters_as_tight(halves):
+    """As scikit-learn's own from all examples."""
+    train, _ = halves
+    bins = ndb_bins(train, 100, seed=0)
+    squares = np.square(train - bins.centres[bins.assign(train)]).sum()
+    whole = KMeans(100, n_init=1, max_iter=100, random_state=0).fit(train).inertia_
+    assert squares == pytest.approx(whole, rel=0.02)
 
 
 def test_proportions_scores_and_divergence_equal_scipys():

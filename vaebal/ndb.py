@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from scipy import special, stats
-from sklearn.cluster import KMeans
+from sklearn.cluster import KMeans, kmeans_plusplus
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import pairwise_distances_argmin
 
@@ -21,6 +21,7 @@ from vaebal.streams import stream
 LEVEL = 0.05  # of the two-tailed test in each bin
 MOST_DIMENSIONS = 1000  # above, clusters are found in a random sixth of them
 SUBSPACE = 6
+STARTS = 4096  # examples at most, among which the first centres are chosen
 
 
 class Bins(NamedTuple):
@@ -65,6 +66,8 @@ def _examples(name: str, examples: np.ndarray) -> np.ndarray:
 def ndb_bins(train: np.ndarray, bins: int, seed: int, *, whiten: bool = False) -> Bins:
     """Cuts train [N, D] into K bins by k-means (one start, at most 100 iterations).
 
+    The first centres are chosen by k-means++ among 4096 examples, or K if those are more.
+
     Above 1000 dimensions clusters are found in D // 6 random ones; their centres are means in
     all D.
 
@@ -93,7 +96,12 @@ def ndb_bins(train: np.ndarray, bins: int, seed: int, *, whiten: bool = False) -
     points = (train[:, dimensions] - mean[None, dimensions]) / scale[None, dimensions]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # refused below, in our words
-        labels = KMeans(bins, n_init=1, max_iter=100, random_state=seed).fit(points).labels_
+        init = "k-means++"
+        if len(points) > max(STARTS, bins):  # it reads all of them several times for every centre
+            some = np.random.default_rng(seed).choice(len(points), max(STARTS, bins), replace=False)
+            init = kmeans_plusplus(points[some], bins, random_state=seed)[0]
+        model = KMeans(bins, init=init, n_init=1, max_iter=100, random_state=seed)
+        labels = model.fit(points).labels_
     members = np.bincount(labels, minlength=bins)
     if (members == 0).any():
         raise ValueError(
