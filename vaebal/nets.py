@@ -133,7 +133,7 @@ class MLPEncoder(nn.Module):
       log_var_init: log sigma^2 at the start (bias of that head; unused without biases).
       affine_skip: adds W (x - x_bar) to the mean, eq. 5's skip mirrored; W starts at zero. While
         latents idle the KL term shrinks the hidden features that they would need to wake up
-        (seen: to a hundredth of the input's scale); x itself it cannot shrink.
+        (seen: to a hundredth of those of the active ones); x itself it cannot shrink.
     """
 
     latents: int
