@@ -11,11 +11,13 @@ from vaebal.streams import stream
 
 
 def build(pixels, *, layers=3, blocks=2, width=7, activation=jnp.tanh, residual=True, affine=True,
-          head_bias=True, gamma=0.05):  # fmt: skip
+          head_bias=True, gamma=0.05, encoder_skip=False):  # fmt: skip
     """A float64 model of the digits-like `pixels`, every weight and bias away from its start."""
     outputs = pixels.shape[1]
     model = GaussianVAE(
-        encoder=MLPEncoder(4, width, layers, activation, head_bias=head_bias),
+        encoder=MLPEncoder(
+            4, width, layers, activation, head_bias=head_bias, affine_skip=encoder_skip
+        ),
         decoder=ResidualDecoder(outputs, width, blocks, activation, residual, 1.0),
         latents=4, outputs=outputs, affine_skip=affine, gamma=gamma,
     )  # fmt: skip
@@ -42,8 +44,17 @@ def test_the_gradients_vanish_in_expectation(pixels, activation, layers, blocks,
         )  # fmt: skip
         scale = max(gradients_of(model, params, x, eps, 1).values())
         gradients = gradients_of(model, c.collapse(params, 1), x, eps, 1)
-    assert set(gradients) == {"/".join(names) for names in c.LATENT_WEIGHTS}
+    assert set(gradients) | {"encoder/affine/kernel"} == set(map("/".join, c.LATENT_WEIGHTS))
     assert scale > 1e-2
+    assert max(gradients.values()) < 1e-12 * max(1.0, float(scale))
+
+
+def test_the_gradients_vanish_with_an_encoders_skip_too(pixels):
+    with jax.enable_x64(True):
+        model, params, x, eps = build(pixels, encoder_skip=True)
+        scale = max(gradients_of(model, params, x, eps, 1).values())
+        gradients = gradients_of(model, c.collapse(params, 1), x, eps, 1)
+    assert set(gradients) == set(map("/".join, c.LATENT_WEIGHTS))
     assert max(gradients.values()) < 1e-12 * max(1.0, float(scale))
 
 
@@ -83,32 +94,61 @@ def test_collapsing_one_latent_leaves_the_others(pixels):
         np.testing.assert_array_equal(np.delete(after, 2, 1), np.delete(was, 2, 1))
 
 
-@pytest.mark.parametrize("affine", [True, False])
+def collapsed_with_features(pixels, scale=1.0, **options):
+    """A model at total collapse that decodes 0 to x_bar, and what its heads read.
+
+    scale: of the hidden layers' weights and biases.
+    """
+    model, params, x, _ = build(pixels, **options)
+    params = c.collapse(params)
+    at_zero = model.apply({"params": params}, jnp.zeros((1, 4)), method="decode")[0]
+    params["decoder"]["out"]["bias"] += x.mean(0) - at_zero
+    layers, h = params["encoder"], x
+    for name in ("layer1", "layer2"):
+        layers[name] = jax.tree.map(lambda leaf: scale * leaf, layers[name])
+        h = jnp.tanh(h @ layers[name]["kernel"] + layers[name]["bias"][None, :])
+    read = [h, x - layers["centre"][None, :]] if "centre" in layers else [h]
+    return model, params, x, jnp.concatenate([*read, jnp.ones((len(x), 1))], axis=1)
+
+
+def test_only_an_encoders_skip_keeps_the_way_out_steep_where_features_have_shrunk(pixels):
+    """What they explain is the same, but the curvature falls with them; that of x stays."""
+    with jax.enable_x64(True):
+        found = {}
+        for skip in (False, True):
+            for scale in (1.0, 0.03):
+                case = collapsed_with_features(pixels, scale, gamma=0.01, encoder_skip=skip)
+                found[skip, scale] = list(map(float, c.escape_curvature(*case)))
+        x_alone = jnp.concatenate([case[2] - case[2].mean(0)[None, :], case[3][:, -1:]], axis=1)
+        least, _ = map(float, c.escape_curvature(*case[:3], x_alone))
+    curvature = {key: value[0] for key, value in found.items()}
+    assert all(explained > 1 for _, explained in found.values())
+    assert curvature[False, 1.0] < 30 * curvature[False, 0.03] < 0
+    assert curvature[True, 0.03] <= 0.999 * least < 30 * curvature[False, 0.03]
+
+
+@pytest.mark.parametrize(("affine", "skip"), [(True, False), (False, False), (True, True)])
 @pytest.mark.parametrize("gamma", [0.01, 0.3])
-def test_the_predicted_curvature_is_the_hessians(pixels, affine, gamma):
+def test_the_predicted_curvature_is_the_hessians(pixels, affine, skip, gamma):
     """The least eigenvalue of the dense Hessian in latent j's weights, antithetic in eps."""
     with jax.enable_x64(True):
-        model, params, x, _ = build(pixels, affine=affine, gamma=gamma)
-        params = c.collapse(params)
-        at_zero = model.apply({"params": params}, jnp.zeros((1, 4)), method="decode")[0]
-        params["decoder"]["out"]["bias"] += x.mean(0) - at_zero
+        model, params, x, features = collapsed_with_features(
+            pixels, affine=affine, gamma=gamma, encoder_skip=skip
+        )
         layers = params["encoder"]
-        h = x
-        for i in (1, 2):
-            h = jnp.tanh(h @ layers[f"layer{i}"]["kernel"] + layers[f"layer{i}"]["bias"][None, :])
-        features = jnp.concatenate([h, jnp.ones((len(x), 1))], axis=1)
         predicted, explained = c.escape_curvature(model, params, x, features)
 
         # One latent's weights: decoder row, affine row, mean head column and bias.
         parts = [params["decoder"]["first"]["kernel"][1], layers["mean"]["kernel"][:, 1]]
         parts += [layers["mean"]["bias"][1:2]]
         parts += [params["affine"]["kernel"][1]] if affine else []
+        parts += [layers["affine"]["kernel"][:, 1]] if skip else []
         flat, unravel = jax.flatten_util.ravel_pytree(parts)
         # z_j = mu_j + eps_j with E eps_j = 0, E eps_j^2 = 1: the pair +-1 has these moments.
         eps = jnp.zeros((len(x), 4)).at[:, 1].set(1.0)
 
         def loss(flat):
-            first, mean, bias, *skip = unravel(flat)
+            first, mean, bias, *skips = unravel(flat)
             moved = jax.tree.map(lambda leaf: leaf, params)
             moved["decoder"]["first"]["kernel"] = (
                 moved["decoder"]["first"]["kernel"].at[1].set(first)
@@ -117,8 +157,11 @@ def test_the_predicted_curvature_is_the_hessians(pixels, affine, gamma):
                 moved["encoder"]["mean"]["kernel"].at[:, 1].set(mean)
             )
             moved["encoder"]["mean"]["bias"] = moved["encoder"]["mean"]["bias"].at[1].set(bias[0])
+            if affine:
+                moved["affine"]["kernel"] = moved["affine"]["kernel"].at[1].set(skips[0])
             if skip:
-                moved["affine"]["kernel"] = moved["affine"]["kernel"].at[1].set(skip[0])
+                read = moved["encoder"]["affine"]
+                read["kernel"] = read["kernel"].at[:, 1].set(skips[-1])
             return c.antithetic_loss(model, moved, x, eps, 1)
 
         curvatures = jnp.linalg.eigvalsh(jax.jit(jax.hessian(loss))(flat))
