@@ -17,7 +17,9 @@ G = [J, I] their effect on x, J the Jacobian of f with respect to its first pre-
 and I the affine skip's. It is negative for some (w, v) exactly if some direction u that G
 reaches has u^T M S^-1 M^T u > gamma |u|^2: if the variance along u that the features
 explain linearly exceeds gamma. Skips change G, so how steep the way out is, and that it
-is always there: J is small for small weights, and zero behind dead rectifiers.
+is always there: J is small for small weights, and zero behind dead rectifiers. A skip on the other
+side, from x to the posterior mean, adds x - x_bar to phi: features that training has shrunk
+explain as much as before, but M shrinks with them, and the way out flattens; x does not shrink.
 """
 
 from typing import Any
