@@ -26,8 +26,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.train.guard_memory = 50
     config.train.fastest = 2e-3
     config.train.slowest = 3e-4
-    # Adam's jitter in an idle latent's decoder column, |w|^2 ~ D rate^2, must be far below gamma when
-    # that arrives at its end: or the latent's posterior variance says that it is in use.
+    # Adam's jitter in an idle latent's decoder column, |w|^2 ~ D rate^2, must be far below gamma
+    # when that arrives at its end: or the latent's posterior variance says that it is in use.
     config.train.release = (0.9, 0.98)
     config.train.final_learning_rate = 2e-6
     if variant == "quick":
