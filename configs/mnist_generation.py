@@ -2,7 +2,7 @@
 
 Command: python main.py --config=configs/mnist_generation.py         (an accelerator)
          python main.py --config=configs/mnist_generation.py:quick   (two CPU cores)
-Cost: quick, about ten minutes of training and two of evaluation.
+Cost: quick, eleven minutes of training and three of evaluation on two busy cores.
 """
 
 import ml_collections

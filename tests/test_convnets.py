@@ -174,7 +174,7 @@ def test_initialisation_centres_both_ends_on_the_data(build, x):
     at_zero = model.apply(variables, jnp.zeros((1, K)), method="decode")
     np.testing.assert_allclose(at_zero, mean_image, atol=1e-6)
     mean, _ = model.apply(variables, jnp.float32(x), method="encode")
-    assert np.abs(mean).max() > 0.05  # of values in [0, 1], by weights of unit scale
+    assert np.abs(mean).max() > 0.1
 
 
 def test_a_pooled_encoder_reads_the_means_of_squares(x):

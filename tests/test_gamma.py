@@ -284,7 +284,7 @@ def test_arms_in_an_impossible_order_are_told(arms, message):
         ("data.ranks", (0,)), ("data.ranks", (13,)), ("data.ranks", (2, 2)), ("data.ranks", ()),
         ("data.train_size", 0), ("data.resolution", 0), ("data.noise", -0.1),
         ("data.noise", math.nan), ("model.network", "resnet"), ("model.activation", "sin"),
-        ("model.products", "half"), ("model.remat", True), ("train.guard_memory", 0),
+        ("model.products", "half"), ("model.remat", True), ("train.guard_memory", 0), ("model.pool", 0),
         ("model.latents", 0), ("model.gamma", -1.0), ("model.blocks", 0), ("train.seeds", (-1,)),
         ("train.seeds", (2**31,)), ("train.seeds", (0, 0)), ("train.epochs", 0),
         ("train.batch_size", 0), ("train.learning_rate", 0.0), ("train.fastest", 0.0),
@@ -316,6 +316,12 @@ def test_fields_that_do_not_fit_the_data_are_named(field, value, changes):
     images = manifold("linear", rank=1, resolution=side, train_size=64, test_size=1)
     with pytest.raises(InputError, match=rf"^{field}={value}[: ]"):
         gamma.check_against_data(config, images)
+
+
+@pytest.mark.parametrize(("field", "value"), [("pool", 2), ("encoder_skip", True)])
+def test_a_field_that_the_network_does_not_know_is_named(field, value):
+    with pytest.raises(InputError, match=rf"^model.{field}={value} does nothing for .*'conv'"):
+        gamma.check(tiny(**{"model__network": "conv", f"model__{field}": value}))
 
 
 def test_a_refused_run_leaves_no_workdir(tmp_path):

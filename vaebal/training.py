@@ -220,12 +220,17 @@ def gamma_step(
     state: TrainState,
     x: Array,
     outputs: Outputs,
-    gradient: Array,
+    gradient: Array | None,
 ) -> tuple[Array, Any]:
-    """Where log gamma and its rule's state go in one step on x [B, D].
+    """Where gamma goes in one step on x [B, D].
 
     Args:
-      gradient: of the loss by log gamma; only the rule "adam" follows it.
+      outputs: the model's on x, before the step.
+      gradient: of the loss by log gamma, [], which only the rule "adam" follows; None where gamma
+        is no parameter.
+
+    Returns:
+      log gamma [] and the rule's state, as in `TrainState.gamma_state`.
     """
     if settings.gamma_rule == "fixed":
         return outputs.log_gamma, state.gamma_state
