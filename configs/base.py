@@ -115,6 +115,10 @@ def gamma(name: str) -> ml_collections.ConfigDict:
     train.learning_rate = 3e-3
     train.final_learning_rate = 2e-5
     train.warmup_steps = 200
+    train.beta2 = 0.999  # Adam's; nearer to 0 where a spike of the loss ends in overflow
+    # 0, or the adaptive arm's learning rate is at most sqrt(jitter gamma / D): what its noise moves
+    # of an idle latent's decoder column, |w|^2 ~ D rate^2, then stays so far below gamma.
+    train.jitter = 0.0
     train.clip_norm = 20.0
     train.epochs_per_chunk = 1
     train.epochs_per_checkpoint = 25

@@ -289,6 +289,7 @@ def test_arms_in_an_impossible_order_are_told(arms, message):
         ("model.latents", 0), ("model.gamma", -1.0), ("model.blocks", 0), ("train.seeds", (-1,)),
         ("train.seeds", (2**31,)), ("train.seeds", (0, 0)), ("train.epochs", 0),
         ("train.batch_size", 0), ("train.learning_rate", 0.0), ("train.fastest", 0.0),
+        ("train.beta2", 1.0), ("train.beta2", 0.0), ("train.jitter", -0.1),
         ("train.guard", math.inf), ("train.slowest", -1e-4), ("train.release", (0.8, 0.6)),
         ("train.release", (0.5, 1.5)), ("train.release", (0.5,)), ("train.device_bytes", 0),
         ("eval.block", 0), ("eval.mmd_samples", 0), ("eval.train_images", 0),

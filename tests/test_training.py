@@ -25,6 +25,7 @@ from vaebal.training import (
     next_log_gamma,
     release,
     stack_members,
+    steady_rate,
     train_step,
 )
 
@@ -307,6 +308,28 @@ def test_the_slowest_fall_passes_a_guard():
     start = jnp.log(jnp.float32(0.5))
     got = next_log_gamma(start, 1e-3, member, 7.0, slowest=1e-3)
     assert float(got - start) == pytest.approx(-1e-3, rel=1e-4)
+
+
+def test_jitter_bounds_a_step_by_the_decoder_variance(small_vae, pixels):
+    """D rate^2 = jitter gamma; Adam's first step moves a weight by its rate, or by less."""
+    settings = SETTINGS._replace(warmup_steps=0, gamma_rule="fixed")
+    stack = stack_members(
+        [
+            Member(0, 5, 1.0, 0.0, jitter=jitter, learning_rate=factor)
+            for jitter, factor in ((0.0, 1.0), (1e-4, 1.0), (1e-4, 0.7), (10.0, 1.0))
+        ]
+    )
+    model = small_vae(gamma=0.5)
+    trainer = Trainer(model, settings, stack, pixels, len(pixels))
+    before = jax.device_get(trainer.init().params)
+    after = jax.device_get(trained(trainer, 1)[0].params)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).reshape(len(a), -1).max(1), after, before)
+    steps = np.max([leaf for leaf in jax.tree.leaves(moved) if leaf.any()], axis=0)
+    bound = (1e-4 * 0.5 / 16) ** 0.5
+    # The third would take .7 of the scheduled rate, which is above the bound; the last is free.
+    expected = [settings.learning_rate, bound, bound, settings.learning_rate]
+    np.testing.assert_allclose(steps, expected, rtol=1e-3)
+    assert float(steady_rate(Member(0, 5, 1.0, 0.0), jnp.float32(0.5), 16)) == np.inf
 
 
 def test_the_latent_gradient_is_that_of_finite_differences(small_vae, pixels):

@@ -52,6 +52,7 @@ class Member(NamedTuple):
     learning_rate: Array | float = 1.0  # a factor on the settings' schedule
     residual: Array | float = 1.0  # 1 or 0: the decoder's skips, where the model leaves them open
     affine: Array | float = 1.0  # 1 or 0: eq. 5's skip, likewise
+    jitter: Array | float = 0.0  # 0: none; else see `steady_rate`
 
 
 class ResidualMode(NamedTuple):
@@ -102,10 +103,11 @@ class Optimisation(NamedTuple):
     release: tuple[float, float] = (0.6, 0.8)  # "adaptive": when the guard goes, shares of steps
     slowest: float = 0.0  # "adaptive": nats of log gamma a step that it falls even when guarded
     guard_memory: int = 10  # "adaptive": steps over which the guarding variance is averaged
+    beta2: float = 0.999  # Adam's, of the weights: near 1 it lags behind a gradient that grows
 
 
 def weights_optimiser(
-    settings: Optimisation, taken: Array | bool = True
+    settings: Optimisation, taken: Array | bool = True, highest_rate: Array | float = jnp.inf
 ) -> optax.GradientTransformation:
     """Clipped Adam with warm-up and cosine decay; a step not `taken` follows no gradient."""
     schedule = optax.warmup_cosine_decay_schedule(
@@ -117,7 +119,19 @@ def weights_optimiser(
     )
     # After the clipping, so that its norm and the one in the statistics are computed once.
     gate = optax.stateless_with_tree_map(lambda update, _: jnp.where(taken, update, 0.0))
-    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), gate, optax.adam(schedule))
+    adam = optax.adam(lambda step: jnp.minimum(schedule(step), highest_rate), b2=settings.beta2)
+    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), gate, adam)
+
+
+def steady_rate(member: Member, gamma: Array, dim: int) -> Array:
+    """Adam's highest rate at which an idle latent stays idle: sqrt(jitter gamma / D).
+
+    Adam moves every weight by about its rate, whatever the gradient, so noise alone gives an idle
+    latent's decoder column w a length |w|^2 of the order D rate^2. Where that is not far below
+    gamma, the latent's posterior variance 1 / (1 + |w|^2 / gamma) (Theorem 1) says that it is in
+    use; and where gamma is far below it, what noise does to log sigma^2 can end in overflow.
+    """
+    return jnp.where(member.jitter > 0, jnp.sqrt(member.jitter * gamma / dim), jnp.inf)
 
 
 def without_gamma(params: dict[str, Any]) -> dict[str, Any]:
@@ -280,7 +294,9 @@ def train_step(
     taken = (state.stopped < 0) & jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
     # A step not taken is Adam's step on no gradient at rate 0. Choosing between all of the state
     # before and after would need both at once: a sixth of a step's time on a CPU.
-    weights, optimiser = without_gamma(state.params), weights_optimiser(settings, taken)
+    weights = without_gamma(state.params)
+    highest_rate = steady_rate(member, gamma, x.shape[-1]) / member.learning_rate
+    optimiser = weights_optimiser(settings, taken, highest_rate)
     updates, opt_state = optimiser.update(scaled, state.opt_state, weights)
     # Adam's step is linear in its rate.
     rate = jnp.where(taken, member.learning_rate, 0.0)

@@ -145,8 +145,10 @@ def check(config: Any) -> None:
     checks.positive_numbers(config, "train.learning_rate", "train.clip_norm", "train.fastest")
     checks.positive_numbers(
         config, "data.noise", "model.gamma", "train.final_learning_rate", "train.warmup_steps",
-        "train.guard", "train.slowest", zero=True,
+        "train.guard", "train.slowest", "train.jitter", zero=True,
     )  # fmt: skip
+    if not 0 < config.train.beta2 < 1:
+        raise InputError(f"train.beta2={config.train.beta2!r} must lie between 0 and 1.")
     checks.one_of(config, "model.network", NETWORKS)
     checks.one_of(config, "model.activation", tuple(ACTIVATIONS))
     checks.one_of(config, "model.products", tuple(PRODUCTS))
@@ -274,7 +276,11 @@ class Session:
             return member._replace(gamma_end=gamma_end)
         if arm.kind in ("adaptive", "guarded"):
             released = float(arm.kind == "adaptive")
-            return member._replace(gamma_guard=self.config.train.guard, gamma_release=released)
+            return member._replace(
+                gamma_guard=self.config.train.guard,
+                gamma_release=released,
+                jitter=self.config.train.jitter,
+            )
         return member
 
     def trainer(self, runs: Sequence[Run], arm: Arm) -> Trainer | StreamingTrainer:
@@ -296,6 +302,7 @@ class Session:
             release=tuple(train.release),
             slowest=train.slowest,
             guard_memory=train.guard_memory,
+            beta2=train.beta2,
         )
         build = StreamingTrainer if streams(self.config, images) else Trainer
         program = build(

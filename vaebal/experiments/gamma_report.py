@@ -338,13 +338,15 @@ def protocol(config: Any, rows: Sequence[Row], images: ImageSet) -> dict[str, st
         else ""
     )
     start, end = config.train.release
+    jitter = config.train.jitter
+    steady = f", at a learning rate of at most √({jitter:g} γ/d)" if jitter else ""
     drawn = min(config.eval.mmd_samples, rows[0]["test_images"])
     meaning = {
         "adaptive": "adaptive lets γ fall towards the batch's E‖x−x̂‖²/d, but not below "
         f"{config.train.guard:g} times the residual's largest variance along any direction, "
         f"averaged over {config.train.guard_memory} steps (it falls by at least "
         f"{config.train.slowest:g} nats a step, and at most {config.train.fastest:g}), a bound "
-        f"that is let go between {start:.0%} and {end:.0%} of the steps",
+        f"that is let go between {start:.0%} and {end:.0%} of the steps{steady}",
         "guarded": "guarded keeps that bound to the end",
         "learned": "learned RATE moves log γ towards the batch's log E‖x−x̂‖²/d by at most RATE "
         "nats a step",
@@ -364,13 +366,13 @@ def protocol(config: Any, rows: Sequence[Row], images: ImageSet) -> dict[str, st
             f"{len(images.train)} training and {rows[0]['test_images']} test images, pixels in "
             f"[0, 1]. {true_dimension}{noise}Training: {config.train.epochs} epochs "
             f"({_one_or_range(values(rows, 'steps'))} steps of batch size "
-            f"{config.train.batch_size}), Adam at {config.train.learning_rate:g}, matrix products "
-            f"in {config.model.products}, a network of kind {config.model.network!r} with "
-            f"κ = {config.model.latents} latents. Arms: {arms}. Numbers are {spread}, on the test "
-            "images unless said otherwise. Rec. Err. is Σ_pixels (x−x̂)² at the posterior mean, "
-            "−ELBO is in nats. Active > .01 counts latents with Var_x(E[z|x]) above .01, σ² < ½ "
-            "those whose mean posterior variance is below ½; = r counts the seeds in which active "
-            "is exactly r. MMD² compares z drawn from the aggregate posterior, one draw for "
+            f"{config.train.batch_size}), Adam at {config.train.learning_rate:g} with β₂ = "
+            f"{config.train.beta2:g}, matrix products in {config.model.products}, a network of "
+            f"kind {config.model.network!r} with κ = {config.model.latents} latents. Arms: {arms}. "
+            f"Numbers are {spread}, on the test images unless said otherwise. Rec. Err. is "
+            "Σ_pixels (x−x̂)² at the posterior mean, −ELBO is in nats. Active > .01 counts "
+            "latents with Var_x(E[z|x]) above .01, σ² < ½ those whose mean posterior variance is "
+            "below ½; = r counts the seeds in which active is exactly r. MMD² compares z drawn from the aggregate posterior, one draw for "
             f"each of {drawn} test images, with N(0, I): the seven-scale inverse multiquadric "
             "kernel Σ_s C/(C+‖a−b‖²), C = 2κs, s = .1, .2, .5, 1, 2, 5, 10, the prior integrated "
             "and the estimate unbiased, so below zero now and then where the two agree; (active) "
