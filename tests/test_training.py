@@ -332,6 +332,20 @@ def test_jitter_bounds_a_step_by_the_decoder_variance(small_vae, pixels):
     assert float(steady_rate(Member(0, 5, 1.0, 0.0), jnp.float32(0.5), 16)) == np.inf
 
 
+def test_gamma_settles_towards_its_guard_exponentially():
+    """log gamma(t) - log guard = e^(-t / settling) of what it was, after t steps."""
+    member, log_gamma = Member(0, 5, 8.0, 0.1), jnp.log(jnp.float32(8.0))
+    for _ in range(100):
+        log_gamma = next_log_gamma(log_gamma, 1e-6, member, 2.0, settling=50.0)
+    left = np.log(4.0) * (1 - 1 / 50) ** 100
+    assert float(log_gamma) == pytest.approx(np.log(2.0) + left, rel=1e-5)
+    # No faster than the member's rate, and no slower than the leak.
+    for settling, slowest, expected in ((2.0, 0.0, 0.1), (1e6, 3e-3, 3e-3)):
+        start = jnp.log(jnp.float32(8.0))
+        got = next_log_gamma(start, 1e-6, member, 2.0, slowest, settling)
+        assert float(start - got) == pytest.approx(expected, rel=1e-3)
+
+
 def test_the_latent_gradient_is_that_of_finite_differences(small_vae, pixels):
     with jax.enable_x64(True):
         model, member = small_vae(gamma=0.2), Member(3, 4, 0.2, 0.0)
