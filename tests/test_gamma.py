@@ -232,6 +232,20 @@ def test_factors_are_recovered_from_latents_that_hold_them_and_from_no_others():
     assert (r2(noise[:, :0]) == 0).all()
 
 
+def test_the_share_of_a_latent_that_one_factor_explains():
+    """Sobol's first-order indices of known functions; 0 for interactions and noise."""
+    rng = np.random.default_rng(0)
+    a, b = factors = rng.uniform(size=(2, 200_000))
+    z = np.c_[a, (a - 0.5) ** 2, a + 2 * b, (a - 0.5) * (b - 0.5), rng.normal(size=a.size)]
+    z = np.c_[z, np.ones(a.size)]
+    expected = [[1, 0], [1, 0], [0.2, 0.8], [0, 0], [0, 0], [0, 0]]
+    # Ten bins leave a hundredth of a factor's own variance within them, and 1/25 of its square's.
+    np.testing.assert_allclose(gamma.factor_shares(z, factors.T), expected, atol=0.05)
+    few = [gamma.factor_shares(rng.normal(size=(60, 1)), rng.uniform(size=(60, 1)))[0, 0]
+           for _ in range(400)]  # fmt: skip
+    assert abs(np.mean(few)) < 4 * np.std(few) / 20
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -342,13 +356,23 @@ def test_the_configs_can_be_meant(module, variant):
     side = config.data.resolution
     model = gamma.build_model(config, (side, side, 3))
     assert f"{side}_gamma" in config.name
-    assert config.name.endswith("quick") == (variant == "quick")
+    assert config.name.endswith(variant or "gamma")
     z = jax.eval_shape(lambda: prior_samples(jax.random.key(0), 2, model.latents))
     params = jax.eval_shape(lambda: init_params(model, jax.random.key(0), jnp.zeros(3 * side**2)))
     x_hat = jax.eval_shape(lambda p, z: model.apply({"params": p}, z, method="decode"), params, z)
     assert x_hat.shape == (2, 3 * side**2)
     with pytest.raises(ValueError, match="has no variant 'fast'"):
         module.get_config("fast")
+
+
+def test_the_run_over_seeds_is_the_quick_one_over_more_r_and_seeds():
+    quick, seeds = map(rendered64_gamma.get_config, ("quick", "seeds"))
+    gamma.check(seeds)
+    assert len(seeds.data.ranks) * len(seeds.train.seeds) == 20
+    for config in (quick, seeds):
+        config.data.ranks, config.train.seeds = (4,), (0,)
+        config.train.arms, config.name = ("adaptive",), "same"
+    assert quick.to_dict() == seeds.to_dict()
 
 
 @pytest.mark.parametrize("module", [celeba64_gamma, celeba128_gamma])

@@ -26,6 +26,10 @@ def row(arm, rank, seed, active, error, mmd, **changes):
         **{"error_mean": error, "negative_elbo": -1000.0 + error, "mmd": mmd, "mmd_active": mmd},
         **{"active_0.01": float(active), "informative": active, "residual_over_gamma": 0.5},
         **{"factor_r2": [0.9] * rank, "variance_per_dimension": [0.1] * 20},
+        **{"active_latents": list(range(19, 19 - min(int(active), 20), -1))},
+        "factor_shares": [[0.9 * (k % rank == j) for j in range(rank)] for k in range(20)]
+        if rank
+        else [],
         **changes,
     }
 
@@ -292,3 +296,18 @@ def test_a_report_leaves_out_only_what_the_rows_do_not_have(
     assert "a floor of 0.01" in text
     printed = capsys.readouterr().out
     assert printed.rstrip().endswith(gamma_report.sentence(rows))
+
+
+def test_active_latents_are_ordered_by_the_factor_that_they_hold():
+    """One panel an r, of the first arm's lowest seed; no idle latent is in it."""
+    rows = some_rows(ranks=(2, 4))
+    for each in rows:
+        if each["seed"]:
+            each["factor_shares"] = [[0.0] * each["rank"]] * 20
+    figure = gamma_report.draw_factors(rows, ["a", "b", "c", "d"])
+    panels = [axis for axis in figure.axes if axis.images and axis.get_title()]
+    assert [axis.get_title() for axis in panels] == ["r = 2, seed 0", "r = 4, seed 0"]
+    for axis, rank in zip(panels, (2, 4), strict=True):
+        np.testing.assert_array_equal(axis.images[0].get_array(), 0.9 * np.eye(rank))
+        assert [label.get_text() for label in axis.get_yticklabels()] == list("abcd"[:rank])
+    plt.close(figure)

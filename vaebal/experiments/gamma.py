@@ -488,18 +488,21 @@ def evaluate(
     row: dict[str, Any] = {"gamma": gamma}
     for name, (value, error) in estimates.items():
         row[name], row[f"{name}_se"] = float(value), float(error)
-    factors = {}
+    factors, shares = {}, []
     if images.test_factors is not None:
         factors = factor_r2(
             train.mean[:, active], images.train_factors[: len(train.mean)],
             test.mean[:, active], images.test_factors,
         )  # fmt: skip
+        shares = factor_shares(test.mean, images.test_factors).tolist()
     return row | {
         "gamma_residual_relative": float(residual.value / gamma),
         "kl": float(test.kl.sum()),
+        "active_latents": np.flatnonzero(active).tolist(),
         "informative": int((test.variance < 0.5).sum()),
         "residual_over_gamma": residual_variance(model, params, images, config.eval.block) / gamma,
         "factor_r2": factors,
+        "factor_shares": shares,
         "kl_per_dimension": test.kl.tolist(),
         "variance_per_dimension": test.variance.tolist(),
     }
@@ -554,6 +557,24 @@ def factor_r2(
     found = KNeighborsRegressor(10, weights="distance").fit(train_z, train_factors)
     errors = np.square(found.predict(test_z) - test_factors).mean(0)
     return (1 - errors / test_factors.var(0)).tolist()
+
+
+def factor_shares(z: np.ndarray, factors: np.ndarray, *, bins: int = 10) -> np.ndarray:
+    """The share of a latent's variance that one factor alone explains: [N, K], [N, r] -> [K, r].
+
+    The first-order Sobol index, Var(E[z_k | factor]) / Var(z_k), by the variance between `bins`
+    bins of as many examples each, less what chance alone puts there (Kelley's epsilon squared), so
+    about 0, and now and then below, where they are independent. 0 for a constant latent.
+    """
+    size = len(z) // bins * bins
+    shares = np.zeros((z.shape[1], factors.shape[1]))
+    for index, factor in enumerate(factors.T):
+        held = z[np.argsort(factor)[:size]].reshape(bins, -1, z.shape[1]).astype(np.float64)
+        within = held.var(1, ddof=1).mean(0)
+        whole = held.reshape(size, -1).var(0, ddof=1)
+        shares[:, index] = 1 - within / np.where(whole > 0, whole, 1.0)
+        shares[whole == 0, index] = 0.0
+    return shares
 
 
 def draw_pictures(

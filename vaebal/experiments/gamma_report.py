@@ -18,6 +18,7 @@ from matplotlib import ticker
 from vaebal import report
 from vaebal.checkpoints import write_atomically
 from vaebal.data import ImageSet
+from vaebal.rendered import FACTORS
 from vaebal.report import Row, rows_with
 
 Key = tuple[str, int, int]  # arm, r, seed
@@ -631,6 +632,44 @@ def draw_homotopy(histories: Mapping[Key, list[dict]], images: ImageSet) -> plt.
     return figure
 
 
+def draw_factors(rows: Sequence[Row], names: Sequence[str]) -> plt.Figure:
+    """Which active latent holds which factor: shares of variance, a panel an r.
+
+    Of one run an r, the first arm's lowest seed. Latents are ordered by the factor they hold most
+    of.
+
+    Args:
+      rows: of known r, with "factor_shares".
+      names: of the factors, at least r.
+    """
+    arm = in_order(values(rows, "arm"))[0]
+    runs = [min(rows_with(rows, arm=arm, rank=r), key=lambda row: row["seed"])
+            for r in ranks_of(rows_with(rows, arm=arm))]  # fmt: skip
+    held = [_held(run) for run in runs]
+    figure, axes = plt.subplots(
+        1, len(runs), squeeze=False, layout="constrained",
+        figsize=(max(1.6 + sum(0.8 + 0.3 * len(each) for each in held), 5.0), 1.3 + 0.3 * max(
+            run["rank"] for run in runs)),
+    )  # fmt: skip
+    for axis, run, shares in zip(axes[0], runs, held, strict=True):
+        image = axis.imshow(shares.T, vmin=0.0, vmax=1.0, cmap="Blues", aspect="equal")
+        axis.set_xticks([])
+        axis.set_yticks(range(run["rank"]), names[: run["rank"]])
+        axis.tick_params(labelsize=7.5, length=0)
+        axis.grid(visible=False)
+        axis.set_xlabel(f"{len(shares)} active", fontsize=8)
+        axis.set_title(f"r = {run['rank']}, seed {run['seed']}", fontsize=8)
+    figure.colorbar(image, ax=axes, shrink=0.8, label="share of a latent's variance")
+    figure.suptitle(f"{shown(arm)}: which latent (column) holds which factor (row)", fontsize=10)
+    return figure
+
+
+def _held(run: Row) -> np.ndarray:
+    """The active latents' shares [K', r], in the order of the factors that they hold most of."""
+    shares = np.array(run["factor_shares"])[np.array(run["active_latents"], int)]
+    return shares[np.lexsort((-shares.max(1), shares.argmax(1)))] if len(shares) else shares
+
+
 def draw_pictures(pictures: Mapping[Key, dict[str, np.ndarray]], images: ImageSet) -> plt.Figure:
     """Test images, reconstructions and samples of every arm, at the largest r, of one seed."""
     rank = max(rank for _, rank, _ in pictures)
@@ -676,6 +715,9 @@ def write(
     }
     if any(ranks_of(rows)):
         figures["dimensions"] = ("Active dimensions against r", lambda: draw_dimensions(rows))
+    if known := [row for row in rows if row["rank"] and row["active_latents"]]:
+        names = FACTORS if images.name == "rendered" else [f"{i}" for i in range(1, 13)]
+        figures["factors"] = ("Latents and factors", lambda: draw_factors(known, names))
     if any(histories.values()):
         figures["homotopy"] = ("Training", lambda: draw_homotopy(histories, images))
     if pictures:
