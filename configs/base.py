@@ -105,7 +105,6 @@ def gamma(name: str) -> ml_collections.ConfigDict:
     # Steps over which that variance is averaged. gamma never rises again, so of a noisy average the
     # least value counts: fewer examples a batch, or rarer large residuals, need more steps.
     train.guard_memory = 10
-    train.settling = 1  # steps in which gamma comes e times nearer to that guard
     train.release = (0.75, 0.9)  # shares of the steps, between which that guard goes
     # Nats of log gamma a step, at most, of the adaptive arm; .02 or this once the guard goes.
     train.fastest = 0.02

@@ -32,7 +32,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.train.jitter = 0.1
     config.train.release = (0.9, 0.98)
     config.train.final_learning_rate = 2e-6
-    # With .999 a spike of log sigma^2 overflowed in two of five runs, at r = 2 and 12.
+    # With .999 a spike of log sigma^2 overflowed in two of three runs of this depth.
     config.train.beta2 = 0.99
     if variant:
         config.name = f"rendered64_gamma_{variant}"

@@ -299,7 +299,6 @@ def test_arms_in_an_impossible_order_are_told(arms, message):
         ("data.train_size", 0), ("data.resolution", 0), ("data.noise", -0.1),
         ("data.noise", math.nan), ("model.network", "resnet"), ("model.activation", "sin"),
         ("model.products", "half"), ("model.remat", True), ("train.guard_memory", 0),
-        ("train.settling", 0),
         ("model.pool", 0),
         ("model.latents", 0), ("model.gamma", -1.0), ("model.blocks", 0), ("train.seeds", (-1,)),
         ("train.seeds", (2**31,)), ("train.seeds", (0, 0)), ("train.epochs", 0),

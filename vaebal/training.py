@@ -103,14 +103,16 @@ class Optimisation(NamedTuple):
     release: tuple[float, float] = (0.6, 0.8)  # "adaptive": when the guard goes, shares of steps
     slowest: float = 0.0  # "adaptive": nats of log gamma a step that it falls even when guarded
     guard_memory: int = 10  # "adaptive": steps over which the guarding variance is averaged
-    settling: float = 1.0  # "adaptive": steps in which gamma comes e times nearer to its guard
     beta2: float = 0.999  # Adam's, of the weights: near 1 it lags behind a gradient that grows
 
 
 def weights_optimiser(
     settings: Optimisation, taken: Array | bool = True, highest_rate: Array | float = jnp.inf
 ) -> optax.GradientTransformation:
-    """Clipped Adam with warm-up and cosine decay; a step not `taken` follows no gradient."""
+    """Clipped Adam with warm-up and cosine decay, at no rate above `highest_rate`.
+
+    A step not `taken` follows no gradient.
+    """
     schedule = optax.warmup_cosine_decay_schedule(
         0.0,
         settings.learning_rate,
@@ -146,14 +148,13 @@ def next_log_gamma(
     member: Member,
     guarded_variance: float | Array = 0.0,
     slowest: float = 0.0,
-    settling: float | Array = 1.0,
 ) -> Array:
     """Where log gamma goes in one step: towards its target, by at most `member.gamma_rate` nats.
 
     The target of a learned gamma is its stationary value E|x - x_hat|^2 / d (closed form), so
     that the rate, the speed of the homotopy, is the one thing to choose; a member with
     gamma_end > 0 descends to that value instead, and rate 0 holds gamma where it starts. A
-    guarded gamma goes towards `guarded_variance` and below it only at the speed `slowest`.
+    guarded gamma falls below `guarded_variance` only at the speed `slowest`.
 
     Args:
       log_gamma: [].
@@ -161,13 +162,9 @@ def next_log_gamma(
       guarded_variance: a variance; the guard holds gamma and never raises it, so of a noisy
         estimate the least value counts.
       slowest: nats a step; above 0, what no training explains cannot hold gamma for ever.
-      settling: steps, at least 1, in which log gamma goes 1 - 1/e of its way to the guard. A latent
-        that wakes up explains variance and so lowers the guard; unless the decoder then has time
-        to bend, gamma follows and wakes the next one.
     """
     target = jnp.where(member.gamma_end > 0, jnp.log(member.gamma_end), jnp.log(mean_square))
-    fall = (log_gamma - jnp.log(guarded_variance)) / settling
-    guard = log_gamma - jnp.maximum(fall, slowest)
+    guard = jnp.minimum(jnp.log(guarded_variance), log_gamma - slowest)
     # A non-finite error must stay non-finite: clip would hide it.
     step = jnp.clip(jnp.maximum(target, guard) - log_gamma, -member.gamma_rate, member.gamma_rate)
     return jnp.where(jnp.isfinite(mean_square), log_gamma + step, mean_square)
@@ -271,7 +268,6 @@ def gamma_step(
         member._replace(gamma_rate=jnp.where(held < 1, released_rate, member.gamma_rate)),
         held * member.gamma_guard * gamma_state.variance,
         settings.slowest,
-        jnp.where(held < 1, 1.0, settings.settling),
     )
     return log_gamma, gamma_state
 

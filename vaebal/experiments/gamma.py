@@ -140,7 +140,7 @@ def check(config: Any) -> None:
         "model.pool",
         *("train.epochs", "train.batch_size", "train.epochs_per_chunk"),
         *("train.epochs_per_checkpoint", "train.device_bytes", "eval.block", "eval.pictures"),
-        *("eval.train_images", "eval.mmd_samples", "train.guard_memory", "train.settling"),
+        *("eval.train_images", "eval.mmd_samples", "train.guard_memory"),
     )
     checks.positive_numbers(config, "train.learning_rate", "train.clip_norm", "train.fastest")
     checks.positive_numbers(
@@ -302,7 +302,6 @@ class Session:
             release=tuple(train.release),
             slowest=train.slowest,
             guard_memory=train.guard_memory,
-            settling=train.settling,
             beta2=train.beta2,
         )
         build = StreamingTrainer if streams(self.config, images) else Trainer

@@ -339,14 +339,13 @@ def protocol(config: Any, rows: Sequence[Row], images: ImageSet) -> dict[str, st
         else ""
     )
     start, end = config.train.release
-    jitter, settling = config.train.jitter, config.train.settling
-    nearing = f", and comes nearer to that by 1/{settling} of the way a step" * (settling > 1)
+    jitter = config.train.jitter
     steady = f", at a learning rate of at most √({jitter:g} γ/d)" if jitter else ""
     drawn = min(config.eval.mmd_samples, rows[0]["test_images"])
     meaning = {
         "adaptive": "adaptive lets γ fall towards the batch's E‖x−x̂‖²/d, but not below "
         f"{config.train.guard:g} times the residual's largest variance along any direction, "
-        f"averaged over {config.train.guard_memory} steps{nearing} (it falls by at least "
+        f"averaged over {config.train.guard_memory} steps (it falls by at least "
         f"{config.train.slowest:g} nats a step, and at most {config.train.fastest:g}), a bound "
         f"that is let go between {start:.0%} and {end:.0%} of the steps{steady}",
         "guarded": "guarded keeps that bound to the end",
