@@ -609,6 +609,10 @@ def draw_homotopy(histories: Mapping[Key, list[dict]], images: ImageSet) -> plt.
         axes, ("E‖dL/dz‖₂ (nats)", "γ, and E‖x−x̂‖²/d (dotted)", counted), strict=True
     ):  # fmt: skip
         axis.set_xscale("log")
+        low, high = axis.get_xlim()
+        axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))
+        axis.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
+        axis.xaxis.set_minor_formatter(ticker.NullFormatter())
         axis.set_xlabel("training steps")
         axis.set_title(title, fontsize=10)
     axes[0].set_yscale("log")
@@ -709,9 +713,9 @@ def write(
       images: for their name, number and shape.
     """
     report.write_rows(rows, path, "rows")
-    figures: dict[str, tuple[str, Callable[[], plt.Figure]]] = {
-        "speed": ("Balance over the speed of γ's descent", lambda: draw_speed(rows))
-    }
+    figures: dict[str, tuple[str, Callable[[], plt.Figure]]] = {}
+    if len({row["arm"] for row in rows}) > 1:
+        figures["speed"] = ("Balance over the speed of γ's descent", lambda: draw_speed(rows))
     if any(ranks_of(rows)):
         figures["dimensions"] = ("Active dimensions against r", lambda: draw_dimensions(rows))
     if known := [row for row in rows if row["rank"] and row["active_latents"]]:
@@ -733,7 +737,7 @@ def write(
     sections = [
         f"# {config.name}: learned against fixed γ on {images.name}",
         sentence(rows),
-        links["speed"],
+        *filter(None, [links.get("speed")]),
         "## Over all runs",
         *(report.markdown_table(*summary), *filter(None, [stopped]), how["summary"]),
         "## By r and arm",
