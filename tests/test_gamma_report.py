@@ -274,8 +274,11 @@ def test_figure_1_is_of_the_median_r_with_errors_per_pixel(closing):
     ("ranks", "seeds", "arms", "missing"),
     [
         ((2, 4), (0, 1), ARMS, ()),
-        ((0,), (0,), ("learned 0.01", "fixed at learned 0.01"), ("dimensions.png",)),
-        ((3,), (5,), ("adaptive",), ()),
+        (
+            *((0,), (0,), ("learned 0.01", "fixed at learned 0.01")),
+            ("dimensions.png", "factors.png"),
+        ),
+        ((3,), (5,), ("adaptive",), ("speed.png",)),
     ],
 )
 def test_a_report_leaves_out_only_what_the_rows_do_not_have(
@@ -285,7 +288,8 @@ def test_a_report_leaves_out_only_what_the_rows_do_not_have(
     config, histories, pictures, images = experiment(rows)
     gamma_report.write(config, tmp_path, rows, "", histories, pictures, images)
     text = (tmp_path / "table.md").read_text()
-    for figure in ("speed.png", "dimensions.png", "homotopy.png", "pictures.png"):
+    drawn = ("speed.png", "dimensions.png", "factors.png", "homotopy.png", "pictures.png")
+    for figure in drawn:
         assert (tmp_path / figure).exists() == (figure not in missing)
         assert (f"({figure})" in text) == (figure not in missing)
     assert json.loads((tmp_path / "rows.json").read_text()) == rows
