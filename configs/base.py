@@ -92,6 +92,8 @@ def gamma(name: str) -> ml_collections.ConfigDict:
     # memory, about a third more work.
     model.remat = False
     model.log_var_init = 0.0
+    # Above the prior's variance sigma^2 grows linearly, not exponentially.
+    model.linear_variance = False
     # Where gamma starts; 0: the data's largest variance along any direction, above which
     # total collapse is a minimum (Theorem 1).
     model.gamma = 0.0
@@ -109,6 +111,9 @@ def gamma(name: str) -> ml_collections.ConfigDict:
     # Nats of log gamma a step, at most, of the adaptive arm; .02 or this once the guard goes.
     train.fastest = 0.02
     train.slowest = 2e-4  # and at least, while the guard holds it
+    # 0: the adaptive arm has all latents from the start. Else it begins with one, and opens the
+    # next where that variance has not fallen for so great a share of the steps so far.
+    train.patience = 0.0
     train.seeds = (0, 1, 2, 3, 4)
     train.epochs = 200
     train.batch_size = 100
@@ -116,8 +121,8 @@ def gamma(name: str) -> ml_collections.ConfigDict:
     train.final_learning_rate = 2e-5
     train.warmup_steps = 200
     train.beta2 = 0.999  # Adam's; nearer to 0 where a spike of the loss ends in overflow
-    # 0, or the adaptive arm's learning rate is at most sqrt(jitter gamma / D): what its noise moves
-    # of an idle latent's decoder column, |w|^2 ~ D rate^2, then stays so far below gamma.
+    # The adaptive arm's learning rate is at most sqrt(jitter gamma / D); 0: it is not bound. What
+    # Adam's noise makes of a decoder column, |w|^2 ~ D rate^2, then stays so far below gamma.
     train.jitter = 0.0
     train.clip_norm = 20.0
     train.epochs_per_chunk = 1

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from vaebal.checkpoints import Checkpoints
+from vaebal.collapse import LATENT_WEIGHTS
 from vaebal.data import batch_indices
 from vaebal.evaluation import posterior
 from vaebal.models import latent_noise, with_own_skips
@@ -14,15 +15,19 @@ from vaebal.streams import stream
 from vaebal.training import (
     Member,
     Optimisation,
+    Plateau,
     ResidualMode,
     Trainer,
+    TrainState,
     fit,
+    follow_plateau,
     follow_residual,
     init_state,
     latent_gradient_norm,
     loss_and_terms,
     member_params,
     next_log_gamma,
+    open_latents,
     release,
     stack_members,
     steady_rate,
@@ -311,6 +316,90 @@ def test_the_slowest_fall_passes_a_guard():
     assert float(got - start) == pytest.approx(-1e-3, rel=1e-4)
 
 
+def plateau_after(variances, memory=1):
+    start = Plateau(jnp.log(variances[0]), jnp.log(variances[0]), jnp.zeros((), jnp.int32))
+
+    def step(plateau, at):
+        return follow_plateau(plateau, at[0], at[1], memory), None
+
+    at = (jnp.asarray(variances, jnp.float32), jnp.arange(len(variances)))
+    return jax.lax.scan(step, start, at)[0]
+
+
+def test_a_plateau_begins_where_a_variance_stops_falling():
+    falling = np.exp(-0.004 * np.arange(1000))
+    standing = np.r_[falling, np.full(1000, falling[-1])]
+    assert plateau_after(falling).since > 970  # 25 steps a fall of .1 nats
+    assert 970 < plateau_after(standing).since < 1000
+    # A mean over 100 steps follows a ramp 100 steps late, and noise makes no plateau of it.
+    late = plateau_after(standing, 100)
+    assert 1100 < late.since < 1400
+    assert float(late.level) == pytest.approx(np.log(standing[-1]), abs=1e-3)
+    noise = np.random.default_rng(0).normal(size=2000)
+    assert plateau_after(standing * np.exp(0.1 * noise), 100).since < 1700
+    assert plateau_after(falling * np.exp(0.1 * noise[:1000]), 100).since > 950
+    assert plateau_after(1 / falling).since == 0
+
+
+@pytest.mark.parametrize(
+    ("step", "since", "number", "spread", "expected"),
+    [
+        (5000, 3900, 2, (1.0, 1.0, 0.0, 0.0, 0.0), 3),  # 1,100 steps, above .2 of 5,000
+        (5000, 4100, 2, (1.0, 1.0, 0.0, 0.0, 0.0), 2),  # 900
+        (5000, 3900, 2, (1.0, 0.0, 1.0, 1.0, 1.0), 2),  # one of the open is idle
+        (5000, 3900, 5, (1.0, 1.0, 1.0, 1.0, 1.0), 5),  # there is none left
+        (500, 190, 1, (1.0, 0.0, 0.0, 0.0, 0.0), 2),  # 310: at least 300
+        (500, 210, 1, (1.0, 0.0, 0.0, 0.0, 0.0), 1),
+    ],
+)
+def test_a_latent_opens_after_a_plateau_where_all_others_are_in_use(
+    step, since, number, spread, expected
+):
+    member = Member(0, 5, 1.0, 0.0, patience=0.2)
+    state = TrainState(jnp.int32(step), None, None, None, jnp.int32(number), None)
+    mean = np.random.default_rng(0).normal(size=(200, 5)) * np.array(spread) + 3.0
+    plateau = Plateau(jnp.float32(-1.0), jnp.float32(-0.98), jnp.int32(since))
+    got, after = open_latents(member, state, plateau, jnp.asarray(mean))
+    assert got == expected
+    if expected > number:
+        assert (after.since, after.lowest) == (step, plateau.level)
+    else:
+        assert after == plateau
+
+
+def test_closed_latents_are_not_in_the_model(small_vae, pixels):
+    """Their weights stay where they were drawn, and no metric knows of them."""
+    settings = SETTINGS._replace(gamma_rule="adaptive", total_steps=10_000)
+    stack = stack_members(
+        [
+            Member(0, 5, 1.0, 0.02, gamma_guard=0.4, patience=p, learning_rate=3.0)
+            for p in (0.0, 0.1, 1.0)
+        ]
+    )
+    trainer = Trainer(small_vae(), settings, stack, pixels, 32)
+    before = jax.device_get(trainer.init())
+    np.testing.assert_array_equal(before.open, [5, 1, 1])
+    after, metrics = jax.device_get(trained(trainer, 600))
+    np.testing.assert_array_equal(metrics.open, after.open)
+    assert after.open[0] == 5
+    assert 1 < after.open[1] <= 5
+    assert after.open[2] == 1  # patience of as many steps as there were
+    for member, number in enumerate(after.open):
+        for names, axis in LATENT_WEIGHTS.items():
+            try:
+                old, new = (
+                    np.moveaxis(functools.reduce(lambda tree, name: tree[name], names, state.params)
+                                [member], axis, 0)
+                    for state in (before, after)
+                )  # fmt: skip
+            except KeyError:  # a skip that this model lacks
+                continue
+            np.testing.assert_array_equal(old[number:], new[number:])
+            assert (old[:number] != new[:number]).any()
+        assert metrics.active[member] <= number
+        assert metrics.informative[member] <= number
+
+
 def test_the_optimiser_is_adam_by_hand():
     """Kingma and Ba's bias-corrected moments, with the settings' beta2; never above a rate."""
     settings = SETTINGS._replace(warmup_steps=0, beta2=0.5, total_steps=10**9, clip_norm=1e9)
@@ -365,7 +454,7 @@ def test_the_latent_gradient_is_that_of_finite_differences(small_vae, pixels):
             [(nll(z + 1e-6 * e) - nll(z - 1e-6 * e)) / 2e-6 for e in np.eye(5)[:4, None]], -1
         )
         expected = np.linalg.norm(slopes, axis=-1).mean()
-        got = float(latent_gradient_norm(model, params, x, member))
+        got = float(latent_gradient_norm(model, params, x, member.kappa, member.seed))
     assert got == pytest.approx(expected, rel=1e-6)
 
 

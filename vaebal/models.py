@@ -49,6 +49,8 @@ class GaussianVAE(nn.Module):
         model starts as the same function. None: see `nets.skip_gate`.
       gamma: fixed decoder variance, a constant; None makes log gamma a parameter.
       gamma_init: where a learned gamma starts.
+      linear_variance: sigma^2 = 1 + a where the encoder says a = log sigma^2 > 0: above the
+        prior's variance, where an optimum hardly lies, exp(a) can overflow within a few steps.
     """
 
     encoder: nn.Module
@@ -59,6 +61,7 @@ class GaussianVAE(nn.Module):
     gamma: float | None = None
     gamma_init: float = 1.0
     products: Products = None
+    linear_variance: bool = False
 
     def setup(self):
         self.affine_gate = skip_gate(self, self.affine_skip, "affine_gate")
@@ -86,6 +89,8 @@ class GaussianVAE(nn.Module):
         """x [B, D] -> posterior mean and log variance, [B, K] each."""
         mask = self.latent_mask(kappa)
         mean, log_var = self.encoder(x)
+        if self.linear_variance:
+            log_var = jnp.where(log_var > 0, jnp.log1p(jnp.maximum(log_var, 0.0)), log_var)
         return jnp.where(mask, mean, 0.0), jnp.where(mask, log_var, 0.0)
 
     def decode(self, z: Array) -> Array:

@@ -32,6 +32,11 @@ from vaebal.units import to_unit_pixels
 RESIDUAL_PART = 4
 # Nats of log gamma a step, at most, once the guard goes: the learning rate is small by then.
 RELEASED_RATE = 0.02
+# A variance has fallen anew where the log of its running mean, over so many times the memory of the
+# estimate itself, is so many nats lower.
+PLATEAU_MEMORY, PLATEAU_FALL = 2, 0.1
+# Steps, at least, without such a fall before a latent is opened.
+LEAST_PATIENCE = 300
 # Leaves with fewer elements are never split: their gathering would cost more than their memory.
 WHOLE_BELOW = 2**14
 
@@ -39,7 +44,7 @@ WHOLE_BELOW = 2**14
 class Member(NamedTuple):
     """What may differ between stacked members; scalars, or [M] when stacked.
 
-    gamma_end, gamma_guard: see `next_log_gamma`.
+    gamma_end, gamma_guard: see `next_log_gamma`; patience: see `open_latents`.
     """
 
     seed: Array
@@ -53,6 +58,7 @@ class Member(NamedTuple):
     residual: Array | float = 1.0  # 1 or 0: the decoder's skips, where the model leaves them open
     affine: Array | float = 1.0  # 1 or 0: eq. 5's skip, likewise
     jitter: Array | float = 0.0  # 0: none; else see `steady_rate`
+    patience: Array | float = 0.0  # 0: all latents are open from the start; "adaptive" only
 
 
 class ResidualMode(NamedTuple):
@@ -62,13 +68,29 @@ class ResidualMode(NamedTuple):
     variance: Array  # [], along it
 
 
+class Plateau(NamedTuple):
+    """Since when a variance has not fallen."""
+
+    level: Array  # [], running mean of its log
+    lowest: Array  # [], where the level last fell anew
+    since: Array  # [], the step of that
+
+
+class Settling(NamedTuple):
+    """What the rule "adaptive" remembers of how far the model has settled."""
+
+    mode: ResidualMode
+    plateau: Plateau
+
+
 class TrainState(NamedTuple):
     """All that training carries from step to step."""
 
     step: Array
     params: Any
     opt_state: Any  # of the weights; means nothing once stopped
-    gamma_state: Any  # ResidualMode ("adaptive"), Adam's state ("adam"), or ()
+    gamma_state: Any  # Settling ("adaptive"), Adam's state ("adam"), or ()
+    open: Array  # only the first so many latents are in the model
     stopped: Array  # -1, or the step whose loss or gradient was not finite: never taken
 
 
@@ -84,6 +106,7 @@ class EpochMetrics(NamedTuple):
     residual_variance: Array  # the residual's largest, "adaptive" only; NaN else
     active: Array  # latents with Var_x(E[z|x]) > .01 over the epoch
     informative: Array  # latents with mean sigma^2 < 1/2 over the epoch
+    open: Array  # latents in the model, after the last step
     stopped: Array  # see TrainState
 
 
@@ -127,12 +150,12 @@ def weights_optimiser(
 
 
 def steady_rate(member: Member, gamma: Array, dim: int) -> Array:
-    """Adam's highest rate at which an idle latent stays idle: sqrt(jitter gamma / D).
+    """Adam's highest rate at which its noise stays below gamma: sqrt(jitter gamma / D).
 
-    Adam moves every weight by about its rate, whatever the gradient, so noise alone gives an idle
-    latent's decoder column w a length |w|^2 of the order D rate^2. Where that is not far below
-    gamma, the latent's posterior variance 1 / (1 + |w|^2 / gamma) (Theorem 1) says that it is in
-    use; and where gamma is far below it, what noise does to log sigma^2 can end in overflow.
+    Adam moves every weight by about its rate, whatever the gradient, so noise alone gives a
+    decoder column w a length |w|^2 of the order D rate^2. Where that is not far below gamma, it is
+    what keeps the residual from falling, and an idle latent's posterior variance,
+    1 / (1 + |w|^2 / gamma) (Theorem 1), says that it is in use.
     """
     return jnp.where(member.jitter > 0, jnp.sqrt(member.jitter * gamma / dim), jnp.inf)
 
@@ -186,6 +209,43 @@ def follow_residual(mode: ResidualMode, residual: Array, memory: int) -> Residua
     return ResidualMode(direction / jnp.linalg.norm(direction), variance)
 
 
+def follow_plateau(plateau: Plateau, variance: Array, step: Array, memory: int) -> Plateau:
+    """A step more of `variance` []; its level is a mean over about `memory` steps."""
+    level = plateau.level + (jnp.log(variance) - plateau.level) / memory
+    fell = level < plateau.lowest - PLATEAU_FALL
+    lowest = jnp.where(fell, level, plateau.lowest)
+    return Plateau(level, lowest, jnp.where(fell, step, plateau.since))
+
+
+def open_latents(
+    member: Member, state: TrainState, plateau: Plateau, mean: Array
+) -> tuple[Array, Plateau]:
+    """How many latents are open after a step: one more where those open have done what they can.
+
+    That is where all of them are in use and the residual's largest variance has not fallen for the
+    share `member.patience` of the steps so far. Were all open from the start, a curve whose
+    principal directions have variances near each other would wake a latent for each of them: none
+    carries enough, at a gamma so near these variances, for the decoder to bend around it. One
+    alone carries more and more while gamma falls. A closed latent is the prior's, as after
+    Theorem 2's collapse.
+
+    Args:
+      plateau: of the residual's largest variance.
+      mean: [B, K], the posterior means of a batch.
+
+    Returns:
+      Their number, and the plateau, which begins anew where that has grown.
+    """
+    waited = state.step - plateau.since
+    wait = jnp.maximum(member.patience * state.step, LEAST_PATIENCE)
+    # Of the posterior means, as jitter alone can make an idle latent's posterior variance small.
+    used = (mean.var(0) > 0.1) | (jnp.arange(mean.shape[1]) >= state.open)
+    grows = (waited > wait) & used.all() & (state.open < member.kappa)
+    since = jnp.where(grows, state.step, plateau.since)
+    lowest = jnp.where(grows, plateau.level, plateau.lowest)
+    return state.open + grows, Plateau(plateau.level, lowest, since)
+
+
 def release(settings: Optimisation, step: Array) -> Array:
     """A released guard's factor: 1 at first, then falling in the log to 1e-4, and 0 after it."""
     start, end = (share * settings.total_steps for share in settings.release)
@@ -209,14 +269,17 @@ def init_state(
             gamma_state = optax.adam(member.gamma_rate).init(log_gamma)
         elif settings.gamma_rule == "adaptive":
             direction = jax.random.normal(stream(member.seed, "residual"), (model.outputs,))
-            gamma_state = ResidualMode(
-                direction / jnp.linalg.norm(direction), jnp.asarray(member.gamma_start, float)
+            variance = jnp.asarray(member.gamma_start, float)
+            gamma_state = Settling(
+                ResidualMode(direction / jnp.linalg.norm(direction), variance),
+                Plateau(jnp.log(variance), jnp.log(variance), jnp.zeros((), jnp.int32)),
             )
     return TrainState(
         jnp.zeros((), jnp.int32),
         params,
         weights_optimiser(settings).init(without_gamma(params)),
         gamma_state,
+        jnp.where(member.patience > 0, 1, member.kappa).astype(jnp.int32),
         jnp.full((), -1, jnp.int32),
     )
 
@@ -238,8 +301,8 @@ def gamma_step(
     x: Array,
     outputs: Outputs,
     gradient: Array | None,
-) -> tuple[Array, Any]:
-    """Where gamma goes in one step on x [B, D].
+) -> tuple[Array, Any, Array]:
+    """Where gamma goes in one step on x [B, D], and which latents are open after it.
 
     Args:
       outputs: the model's on x, before the step.
@@ -247,29 +310,38 @@ def gamma_step(
         is no parameter.
 
     Returns:
-      log gamma [] and the rule's state, as in `TrainState.gamma_state`.
+      log gamma [], the rule's state and the number of open latents, as in `TrainState`.
     """
     if settings.gamma_rule == "fixed":
-        return outputs.log_gamma, state.gamma_state
+        return outputs.log_gamma, state.gamma_state, state.open
     if settings.gamma_rule == "adam":
         update, gamma_state = optax.adam(member.gamma_rate).update(gradient, state.gamma_state)
-        return outputs.log_gamma + update, gamma_state
+        return outputs.log_gamma + update, gamma_state, state.open
     mean_square = jnp.square(x - outputs.x_hat).mean()
     if settings.gamma_rule == "closed_form":
-        return next_log_gamma(outputs.log_gamma, mean_square, member), state.gamma_state
+        log_gamma = next_log_gamma(outputs.log_gamma, mean_square, member)
+        return log_gamma, state.gamma_state, state.open
     part = max(len(x) // RESIDUAL_PART, 1)
     at_mean = model.apply({"params": state.params}, outputs.mean[:part], method="decode")
-    gamma_state = follow_residual(state.gamma_state, x[:part] - at_mean, settings.guard_memory)
+    memory = settings.guard_memory
+    mode = follow_residual(state.gamma_state.mode, x[:part] - at_mean, memory)
     held = jnp.where(member.gamma_release > 0, release(settings, state.step), 1.0)
     released_rate = jnp.maximum(member.gamma_rate, RELEASED_RATE)
     log_gamma = next_log_gamma(
         outputs.log_gamma,
         mean_square,
         member._replace(gamma_rate=jnp.where(held < 1, released_rate, member.gamma_rate)),
-        held * member.gamma_guard * gamma_state.variance,
+        held * member.gamma_guard * mode.variance,
         settings.slowest,
     )
-    return log_gamma, gamma_state
+    plateau = follow_plateau(
+        state.gamma_state.plateau, mode.variance, state.step, PLATEAU_MEMORY * memory
+    )
+    number, anew = open_latents(member, state, plateau, outputs.mean)
+    number, plateau = jax.tree.map(
+        lambda new, old: jnp.where(held == 1, new, old), (number, anew), (state.open, plateau)
+    )
+    return log_gamma, Settling(mode, plateau), number
 
 
 def train_step(
@@ -286,7 +358,7 @@ def train_step(
     """
     eps = latent_noise(stream(member.seed, "noise", state.step), len(x), model.latents)
     (loss, (outputs, terms)), gradients = jax.value_and_grad(
-        lambda params: loss_and_terms(model, params, x, eps, member.kappa), has_aux=True
+        lambda params: loss_and_terms(model, params, x, eps, state.open), has_aux=True
     )(state.params)
     gamma = jnp.exp(outputs.log_gamma)
     # The weights follow gamma times the gradient: that of ||x - x_hat||^2 / 2 + gamma KL,
@@ -304,11 +376,14 @@ def train_step(
     # Adam's step is linear in its rate.
     rate = jnp.where(taken, member.learning_rate, 0.0)
     params = optax.apply_updates(weights, jax.tree.map(lambda update: rate * update, updates))
-    log_gamma, gamma_state = jax.tree.map(
+    log_gamma, gamma_state, number = jax.tree.map(
         lambda new, old: jnp.where(taken, new, old),
         gamma_step(model, settings, member, state, x, outputs, gradients.get("log_gamma")),
-        (outputs.log_gamma, state.gamma_state),
+        (outputs.log_gamma, state.gamma_state, state.open),
     )
+    residual_variance = jnp.full((), jnp.nan, loss.dtype)
+    if settings.gamma_rule == "adaptive":
+        residual_variance = gamma_state.mode.variance
     if settings.gamma_rule != "fixed":
         params["log_gamma"] = log_gamma
     statistics = {
@@ -316,24 +391,26 @@ def train_step(
         "squared_error": terms.squared_error.mean(),
         "kl": terms.kl.sum(-1).mean(),
         "gradient_norm": gradient_norm,
-        "residual_variance": getattr(gamma_state, "variance", jnp.full((), jnp.nan, loss.dtype)),
+        "residual_variance": residual_variance,
         "mean": outputs.mean.mean(0),
         "mean_squared": jnp.square(outputs.mean).mean(0),
         "variance": jnp.exp(outputs.log_var).mean(0),
     }
     step = jnp.where(taken, state.step + 1, state.step)
     stopped = jnp.where(taken | (state.stopped >= 0), state.stopped, state.step)
-    return TrainState(step, params, opt_state, gamma_state, stopped), statistics
+    return TrainState(step, params, opt_state, gamma_state, number, stopped), statistics
 
 
-def latent_gradient_norm(model: GaussianVAE, params: Any, x: Array, member: Member) -> Array:
+def latent_gradient_norm(
+    model: GaussianVAE, params: Any, x: Array, kappa: Array, seed: Array
+) -> Array:
     """The mean over x [B, D] of |d(-ELBO)/dz|_2 at one sampled z each, in nats (Figure 1).
 
     The draws of z are the same whenever this is asked.
     """
-    eps = latent_noise(stream(member.seed, "probe"), len(x), model.latents)
-    mean, log_var = model.apply({"params": params}, x, member.kappa, method="encode")
-    mask = model.latent_mask(member.kappa)
+    eps = latent_noise(stream(seed, "probe"), len(x), model.latents)
+    mean, log_var = model.apply({"params": params}, x, kappa, method="encode")
+    mask = model.latent_mask(kappa)
     eps = jnp.where(mask, eps, 0.0)
 
     def reconstruction(z):
@@ -439,10 +516,11 @@ def epoch_metrics(
         kl=means["kl"],
         gradient_norm=means["gradient_norm"],
         gamma=jnp.exp(log_gamma),
-        latent_gradient=latent_gradient_norm(model, state.params, x, member),
+        latent_gradient=latent_gradient_norm(model, state.params, x, state.open, member.seed),
         residual_variance=means["residual_variance"],
         active=(activity > 0.01).sum(),
         informative=(means["variance"] < 0.5).sum(),
+        open=state.open,
         stopped=state.stopped,
     )
     running = jax.tree.map(lambda value: jnp.where(state.stopped < 0, value, jnp.nan), metrics)

@@ -27,6 +27,7 @@ from vaebal.checkpoints import (
     save_arrays,
     write_atomically,
 )
+from vaebal.collapse import collapse
 from vaebal.data import MANIFOLDS, Decode, ImageSet, load, manifold, mean_image, steps_per_epoch
 from vaebal.errors import Diverged, InputError
 from vaebal.experiments import checks, gamma_report
@@ -145,7 +146,7 @@ def check(config: Any) -> None:
     checks.positive_numbers(config, "train.learning_rate", "train.clip_norm", "train.fastest")
     checks.positive_numbers(
         config, "data.noise", "model.gamma", "train.final_learning_rate", "train.warmup_steps",
-        "train.guard", "train.slowest", "train.jitter", zero=True,
+        "train.guard", "train.slowest", "train.patience", "train.jitter", zero=True,
     )  # fmt: skip
     if not 0 < config.train.beta2 < 1:
         raise InputError(f"train.beta2={config.train.beta2!r} must lie between 0 and 1.")
@@ -200,6 +201,11 @@ def streams(config: Any, images: ImageSet) -> bool:
 
 def build_model(config: Any, image_shape: tuple[int, int, int]) -> GaussianVAE:
     """The config's network on images of `image_shape`; gamma is always a parameter."""
+    model = _network(config, image_shape)
+    return model.clone(linear_variance=config.model.linear_variance)
+
+
+def _network(config: Any, image_shape: tuple[int, int, int]) -> GaussianVAE:
     settings = config.model
     shared = {
         "latents": settings.latents,
@@ -280,6 +286,7 @@ class Session:
                 gamma_guard=self.config.train.guard,
                 gamma_release=released,
                 jitter=self.config.train.jitter,
+                patience=self.config.train.patience,
             )
         return member
 
@@ -440,7 +447,11 @@ def _train(session: Session, runs: Sequence[Run], arm: Arm, progress: Progress) 
             session.write_row(run, row | {"stopped": step})
             continue
         params = member_params(state, index)
+        number = int(state.open[index])
+        for latent in range(number, model.latents):
+            params = collapse(params, latent)  # what was never opened, as training had it
         row |= {
+            "open": number,
             **evaluate(config, model, params, run.seed, images),
             "gamma_start": float(gamma_starts[index]),
             "kappa": config.model.latents,
@@ -487,7 +498,7 @@ def evaluate(
     row: dict[str, Any] = {"gamma": gamma}
     for name, (value, error) in estimates.items():
         row[name], row[f"{name}_se"] = float(value), float(error)
-    factors, shares = {}, []
+    factors, shares = [], []
     if images.test_factors is not None:
         factors = factor_r2(
             train.mean[:, active], images.train_factors[: len(train.mean)],

@@ -341,13 +341,20 @@ def protocol(config: Any, rows: Sequence[Row], images: ImageSet) -> dict[str, st
     start, end = config.train.release
     jitter = config.train.jitter
     steady = f", at a learning rate of at most √({jitter:g} γ/d)" if jitter else ""
+    opening = (
+        ". It begins with one latent; the next is opened where that variance has not fallen for "
+        f"{config.train.patience:.0%} of the steps so far and all open ones are in use; those "
+        "never opened are the prior's, as after Theorem 2's collapse"
+        if config.train.patience
+        else ""
+    )
     drawn = min(config.eval.mmd_samples, rows[0]["test_images"])
     meaning = {
         "adaptive": "adaptive lets γ fall towards the batch's E‖x−x̂‖²/d, but not below "
         f"{config.train.guard:g} times the residual's largest variance along any direction, "
         f"averaged over {config.train.guard_memory} steps (it falls by at least "
         f"{config.train.slowest:g} nats a step, and at most {config.train.fastest:g}), a bound "
-        f"that is let go between {start:.0%} and {end:.0%} of the steps{steady}",
+        f"that is let go between {start:.0%} and {end:.0%} of the steps{steady}{opening}",
         "guarded": "guarded keeps that bound to the end",
         "learned": "learned RATE moves log γ towards the batch's log E‖x−x̂‖²/d by at most RATE "
         "nats a step",
