@@ -112,6 +112,23 @@ def test_learned_and_fixed_start_as_the_same_network(finished):
     jax.tree.map(np.testing.assert_array_equal, states[0].params, states[1].params)
 
 
+def test_latents_never_opened_are_evaluated_as_the_priors(tmp_path, monkeypatch):
+    """Training masks them; the evaluated model has them on Theorem 2's stationary set."""
+    monkeypatch.setattr(gamma_report, "write", lambda *args: None)
+    changes = {"data__ranks": (2,), "train__seeds": (1,), "train__arms": ("adaptive",)}
+    (row,) = gamma.run(tiny(**changes, train__patience=0.1), str(tmp_path / "run"))
+    history = json.loads((tmp_path / "run/runs/adaptive_r2_seed1/history.jsonl").read_text()[:-1]
+                         .splitlines()[-1])  # fmt: skip
+    assert row["open"] == history["open"] == 1
+    assert row["kl_per_dimension"][0] > 0
+    assert row["kl_per_dimension"][1:] == [0.0] * 3
+    assert row["variance_per_dimension"][1:] == [1.0] * 3
+    assert row["informative"] <= 1
+    (whole,) = gamma.run(tiny(**changes), str(tmp_path / "whole"))
+    assert whole["open"] == 4
+    assert min(whole["kl_per_dimension"]) > 0
+
+
 def test_the_same_command_again_trains_nothing(finished, monkeypatch):
     path, rows = finished
 

@@ -117,6 +117,24 @@ def test_a_fixed_gamma_is_no_parameter(small_vae, pixels):
     jax.tree.map(np.testing.assert_array_equal, learned_params, params)
 
 
+def test_a_linear_variance_is_the_usual_one_up_to_the_priors(small_vae, pixels):
+    """exp(a) for a <= 0 and 1 + a above: once differentiable at 0, and finite for any a."""
+    model = small_vae()
+    params = init_params(model, jax.random.key(0), pixels.mean(0), 5)
+    encode = lambda bias, model: model.apply(  # noqa: E731
+        {"params": params | {"encoder": params["encoder"] | {
+            "log_var": {**params["encoder"]["log_var"], "bias": jnp.full(5, bias)}}}},
+        jnp.float32(pixels[:1]), method="encode",
+    )[1][0, 0]  # fmt: skip
+    linear = model.clone(linear_variance=True)
+    for bias in (-2.0, -1e-4, 0.0):
+        assert encode(bias, linear) == encode(bias, model)
+    for bias in (1e-4, 0.7, 1e30):
+        assert encode(bias, linear) == pytest.approx(np.log1p(bias), rel=1e-5)
+    slopes = [float(jax.grad(encode)(jnp.float32(bias), linear)) for bias in (-1.0, 0.0, 1.0, 1e30)]
+    assert slopes == pytest.approx([1.0, 1.0, 0.5, 0.0])
+
+
 def test_initialisation_centres_both_ends_on_the_data(small_vae, pixels):
     """The encoder's first layer sees x - x_bar; the decoder's mean for z = 0 is near x_bar."""
     model = small_vae(decoder_blocks=1)
