@@ -277,6 +277,20 @@ def test_theorem_2_holds_for_a_convolutional_net(x):
     assert max(dead.values()) < 1e-12 * max(1.0, *live.values())
 
 
+@pytest.mark.parametrize("build", [small_conv, small_infogan, small_pooled, small_skip])
+def test_a_collapsed_latent_is_one_that_is_not_there(build, x):
+    """The model of kappa = 2 in K = 3 latents, whatever the third's noise."""
+    with jax.enable_x64(True):
+        model = build()
+        params, images = started(model, x, moved=0.1), jnp.asarray(x)
+        eps = latent_noise(jax.random.key(0), len(x), K)
+        without = model.apply({"params": params}, images, eps, K - 1)
+        collapsed = model.apply({"params": collapse.collapse(params, K - 1)}, images, eps)
+        whole = model.apply({"params": params}, images, eps)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), collapsed, without)
+    assert np.abs(whole.x_hat - without.x_hat).max() > 1e-3
+
+
 def test_rematerialised_blocks_are_the_same_net_in_less_memory(x):
     """Same parameters, loss and gradient; less than half is kept for it, 32 images of 64 px.
 

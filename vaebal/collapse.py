@@ -31,7 +31,7 @@ from jax import Array
 from vaebal.models import GaussianVAE
 from vaebal.objectives import gaussian_vae_terms
 
-# Where the weights of a latent lie in the parameters of `mlp_vae`: path -> axis of K.
+# Where the weights of a latent lie in the parameters of the models built here: path -> axis of K.
 # The heads' biases come last: Theorem 2 does not name them, and needs them zero.
 LATENT_WEIGHTS: dict[tuple[str, ...], int] = {
     ("decoder", "first", "kernel"): 0,
@@ -59,7 +59,7 @@ def collapse(params: Any, j: int | None = None, *, biases: bool = True) -> Any:
     """`params` moved onto Theorem 2's stationary set for latent j, or for all latents.
 
     Args:
-      params: of a model built by `mlp_vae`.
+      params: of a model built by `mlp_vae`, `conv_vae` or `infogan_vae`.
       j: the latent; None for total collapse.
       biases: False leaves the heads' biases live, against the theorem's unsaid condition.
     """
