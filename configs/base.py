@@ -112,7 +112,8 @@ def gamma(name: str) -> ml_collections.ConfigDict:
     train.fastest = 0.02
     train.slowest = 2e-4  # and at least, while the guard holds it
     # 0: the adaptive arm has all latents from the start. Else it begins with one, and opens the
-    # next where that variance has not fallen for so great a share of the steps so far.
+    # next where that variance has not fallen for so great a share of the steps so far; one that is
+    # still idle when the guard goes is closed again.
     train.patience = 0.0
     train.seeds = (0, 1, 2, 3, 4)
     train.epochs = 200

@@ -359,12 +359,52 @@ def test_a_latent_opens_after_a_plateau_where_all_others_are_in_use(
     state = TrainState(jnp.int32(step), None, None, None, jnp.int32(number), None)
     mean = np.random.default_rng(0).normal(size=(200, 5)) * np.array(spread) + 3.0
     plateau = Plateau(jnp.float32(-1.0), jnp.float32(-0.98), jnp.int32(since))
-    got, after = open_latents(member, state, plateau, jnp.asarray(mean))
+    got, after = open_latents(member, state, plateau, jnp.asarray(mean), jnp.array(False))
     assert got == expected
     if expected > number:
         assert (after.since, after.lowest) == (step, plateau.level)
     else:
         assert after == plateau
+
+
+@pytest.mark.parametrize(
+    ("patience", "number", "spread", "expected"),
+    [
+        (0.2, 3, (1.0, 1.0, 0.1, 0.0, 0.0), 2),  # the last one opened is idle
+        (0.2, 3, (1.0, 0.0, 1.0, 0.0, 0.0), 3),  # not the last one
+        (0.2, 3, (1.0, 1.0, 1.0, 0.0, 0.0), 3),  # none, and none opens any more
+        (0.2, 1, (0.0, 0.0, 0.0, 0.0, 0.0), 1),  # one stays
+        (0.0, 5, (1.0, 1.0, 0.0, 0.0, 0.0), 5),  # all were open from the start
+    ],
+)
+def test_a_latent_still_idle_when_the_guard_goes_is_closed(patience, number, spread, expected):
+    member = Member(0, 5, 1.0, 0.0, patience=patience)
+    state = TrainState(jnp.int32(5000), None, None, None, jnp.int32(number), None)
+    mean = np.random.default_rng(0).normal(size=(200, 5)) * np.array(spread) + 3.0
+    plateau = Plateau(jnp.float32(-1.0), jnp.float32(-0.98), jnp.int32(0))
+    got, after = open_latents(member, state, plateau, jnp.asarray(mean), jnp.array(True))
+    assert got == expected
+    assert after == plateau
+
+
+def test_idle_latents_close_at_the_release_and_not_before(small_vae, pixels):
+    settings = SETTINGS._replace(
+        **{"gamma_rule": "adaptive", "total_steps": 1000, "release": (0.01, 0.9)},
+        **{"learning_rate": 1e-9, "final_learning_rate": 1e-9},
+    )
+    stack = stack_members(
+        [
+            Member(0, 5, 1.0, 0.02, gamma_guard=0.4, gamma_release=released, patience=patience)
+            for released, patience in ((1.0, 0.9), (0.0, 0.9), (1.0, 0.0))
+        ]
+    )
+    trainer = Trainer(small_vae(), settings, stack, pixels, 32)
+    state = trainer.init()
+    state = state._replace(open=jnp.full_like(state.open, 5))
+    # Three steps an epoch; step 11 is the first one after the tenth, where the guard begins to go.
+    for epochs, expected in ((3, (5, 5, 5)), (1, (4, 5, 5)), (4, (1, 5, 5))):
+        state, metrics = trainer.run(state, epochs)
+        np.testing.assert_array_equal(metrics.open, expected)
 
 
 def test_closed_latents_are_not_in_the_model(small_vae, pixels):

@@ -218,7 +218,7 @@ def follow_plateau(plateau: Plateau, variance: Array, step: Array, memory: int) 
 
 
 def open_latents(
-    member: Member, state: TrainState, plateau: Plateau, mean: Array
+    member: Member, state: TrainState, plateau: Plateau, mean: Array, released: Array
 ) -> tuple[Array, Plateau]:
     """How many latents are open after a step: one more where those open have done what they can.
 
@@ -229,9 +229,13 @@ def open_latents(
     alone carries more and more while gamma falls. A closed latent is the prior's, as after
     Theorem 2's collapse.
 
+    Once the guard goes none is opened, and the last one opened is closed again if it is idle: what
+    the data had no use for while gamma was guarded would wake up to explain what is left.
+
     Args:
       plateau: of the residual's largest variance.
       mean: [B, K], the posterior means of a batch.
+      released: [], whether the guard goes.
 
     Returns:
       Their number, and the plateau, which begins anew where that has grown.
@@ -239,11 +243,15 @@ def open_latents(
     waited = state.step - plateau.since
     wait = jnp.maximum(member.patience * state.step, LEAST_PATIENCE)
     # Of the posterior means, as jitter alone can make an idle latent's posterior variance small.
-    used = (mean.var(0) > 0.1) | (jnp.arange(mean.shape[1]) >= state.open)
-    grows = (waited > wait) & used.all() & (state.open < member.kappa)
+    used = mean.var(0) > 0.1
+    latent = jnp.arange(mean.shape[1])
+    all_used = (used | (latent >= state.open)).all()
+    last_used = (used & (latent == state.open - 1)).any()
+    grows = ~released & (waited > wait) & all_used & (state.open < member.kappa)
+    shrinks = released & (member.patience > 0) & ~last_used & (state.open > 1)
     since = jnp.where(grows, state.step, plateau.since)
     lowest = jnp.where(grows, plateau.level, plateau.lowest)
-    return state.open + grows, Plateau(plateau.level, lowest, since)
+    return state.open + grows - shrinks, Plateau(plateau.level, lowest, since)
 
 
 def release(settings: Optimisation, step: Array) -> Array:
@@ -337,10 +345,7 @@ def gamma_step(
     plateau = follow_plateau(
         state.gamma_state.plateau, mode.variance, state.step, PLATEAU_MEMORY * memory
     )
-    number, anew = open_latents(member, state, plateau, outputs.mean)
-    number, plateau = jax.tree.map(
-        lambda new, old: jnp.where(held == 1, new, old), (number, anew), (state.open, plateau)
-    )
+    number, plateau = open_latents(member, state, plateau, outputs.mean, held < 1)
     return log_gamma, Settling(mode, plateau), number
 
 

@@ -343,8 +343,9 @@ def protocol(config: Any, rows: Sequence[Row], images: ImageSet) -> dict[str, st
     steady = f", at a learning rate of at most √({jitter:g} γ/d)" if jitter else ""
     opening = (
         ". It begins with one latent; the next is opened where that variance has not fallen for "
-        f"{config.train.patience:.0%} of the steps so far and all open ones are in use; those "
-        "never opened are the prior's, as after Theorem 2's collapse"
+        f"{config.train.patience:.0%} of the steps so far and all open ones are in use. As that "
+        "bound goes, one still idle is closed again; closed latents are the prior's, as after "
+        "Theorem 2's collapse"
         if config.train.patience
         else ""
     )
