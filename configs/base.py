@@ -112,9 +112,9 @@ def gamma(name: str) -> ml_collections.ConfigDict:
     train.fastest = 0.02
     train.slowest = 2e-4  # and at least, while the guard holds it
     # 0: the adaptive arm has all latents from the start. Else it begins with one, and opens the
-    # next where that variance has not fallen for so great a share of the steps so far; one that is
-    # still idle when the guard goes is closed again.
-    train.patience = 0.0
+    # next where that variance has not fallen for so many steps; one that is still idle when the
+    # guard goes is closed again.
+    train.patience = 0
     train.seeds = (0, 1, 2, 3, 4)
     train.epochs = 200
     train.batch_size = 100
@@ -122,8 +122,8 @@ def gamma(name: str) -> ml_collections.ConfigDict:
     train.final_learning_rate = 2e-5
     train.warmup_steps = 200
     train.beta2 = 0.999  # Adam's; nearer to 0 where a spike of the loss ends in overflow
-    # The adaptive arm's learning rate is at most sqrt(jitter gamma / D); 0: it is not bound. What
-    # Adam's noise makes of a decoder column, |w|^2 ~ D rate^2, then stays so far below gamma.
+    # The adaptive arm's learning rate is at most sqrt(jitter gamma / D) while guarded; 0: it is not
+    # bound. What Adam's noise makes of a decoder column, |w|^2 ~ D rate^2, so stays below gamma.
     train.jitter = 0.0
     train.clip_norm = 20.0
     train.epochs_per_chunk = 1
@@ -137,3 +137,22 @@ def gamma(name: str) -> ml_collections.ConfigDict:
     config.eval.mmd_samples = 2_000
     config.eval.pictures = 12
     return config
+
+
+def one_by_one(config: ml_collections.ConfigDict) -> None:
+    """The adaptive homotopy whose latents open one by one, in the MLP: what `gamma` leaves out."""
+    config.model.network = "mlp"
+    # One latent alone swings widely at first, some to overflow.
+    config.model.linear_variance = True
+    # The KL term shrinks hidden features that no open latent uses; x does not shrink.
+    config.model.encoder_skip = True
+    # Where a curve's principal directions are too near each other one latent has to bend around it
+    # before the next wakes up. The guard is low enough for an open latent to carry the signal for
+    # that (sigma^2 ~ guard); as no idle latent is open it need not leak.
+    config.train.patience = 750
+    config.train.guard = 0.4
+    config.train.guard_memory = 50
+    config.train.slowest = 0.0
+    config.train.fastest = 2e-3  # no faster than the guard follows where a latent wakes up
+    config.train.final_learning_rate = 2e-6
+    config.train.beta2 = 0.99  # a spike of the loss is forgotten within a hundred steps

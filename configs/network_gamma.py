@@ -11,12 +11,12 @@ from configs import base
 
 def get_config() -> ml_collections.ConfigDict:
     config = base.gamma("network_gamma")
+    base.one_by_one(config)
     config.data.name = "network"
     config.data.resolution = 8
     config.data.ranks = (1, 2, 4, 8, 12)
     config.data.train_size = 10_000
     config.data.test_size = 2_000
-    config.model.network = "mlp"
     config.model.width = 128
     config.model.blocks = 2
     config.train.seeds = (0, 1, 2)

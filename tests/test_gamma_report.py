@@ -64,7 +64,7 @@ def experiment(rows):
         "name": "test", "data": {"noise": 0.1},
         "model": {"latents": 20, "network": "mlp", "products": "float32"},
         "train": {"epochs": 10, "batch_size": 8, "learning_rate": 1e-3, "guard": 2.0,
-                  "patience": 0.15, "slowest": 1e-4, "fastest": 0.02, "guard_memory": 10,
+                  "patience": 750, "slowest": 1e-4, "fastest": 0.02, "guard_memory": 10,
                   "release": (0.6, 0.8), "beta2": 0.99, "jitter": 0.1},
         "eval": {"mmd_samples": 50},
     })  # fmt: skip

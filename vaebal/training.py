@@ -35,8 +35,9 @@ RELEASED_RATE = 0.02
 # A variance has fallen anew where the log of its running mean, over so many times the memory of the
 # estimate itself, is so many nats lower.
 PLATEAU_MEMORY, PLATEAU_FALL = 2, 0.1
-# Steps, at least, without such a fall before a latent is opened.
-LEAST_PATIENCE = 300
+# A latent is opened after `Member.patience` steps without such a fall; while all is moving fast,
+# after this share of the steps so far, and so many at least.
+EARLY_PATIENCE, LEAST_PATIENCE = 0.15, 300
 # Leaves with fewer elements are never split: their gathering would cost more than their memory.
 WHOLE_BELOW = 2**14
 
@@ -58,7 +59,7 @@ class Member(NamedTuple):
     residual: Array | float = 1.0  # 1 or 0: the decoder's skips, where the model leaves them open
     affine: Array | float = 1.0  # 1 or 0: eq. 5's skip, likewise
     jitter: Array | float = 0.0  # 0: none; else see `steady_rate`
-    patience: Array | float = 0.0  # 0: all latents are open from the start; "adaptive" only
+    patience: Array | float = 0.0  # steps; 0: all latents are open from the start
 
 
 class ResidualMode(NamedTuple):
@@ -149,15 +150,20 @@ def weights_optimiser(
     return optax.chain(optax.clip_by_global_norm(settings.clip_norm), gate, adam)
 
 
-def steady_rate(member: Member, gamma: Array, dim: int) -> Array:
+def steady_rate(member: Member, gamma: Array, dim: int, held: Array | float = 1.0) -> Array:
     """Adam's highest rate at which its noise stays below gamma: sqrt(jitter gamma / D).
 
     Adam moves every weight by about its rate, whatever the gradient, so noise alone gives a
     decoder column w a length |w|^2 of the order D rate^2. Where that is not far below gamma, it is
     what keeps the residual from falling, and an idle latent's posterior variance,
-    1 / (1 + |w|^2 / gamma) (Theorem 1), says that it is in use.
+    1 / (1 + |w|^2 / gamma) (Theorem 1), says that it is in use. Once the guard goes the schedule's
+    rate is low by itself, and the bound would only slow the last of the fit.
+
+    Args:
+      held: of `guard_held`.
     """
-    return jnp.where(member.jitter > 0, jnp.sqrt(member.jitter * gamma / dim), jnp.inf)
+    bound = (member.jitter > 0) & (held == 1)
+    return jnp.where(bound, jnp.sqrt(member.jitter * gamma / dim), jnp.inf)
 
 
 def without_gamma(params: dict[str, Any]) -> dict[str, Any]:
@@ -222,12 +228,12 @@ def open_latents(
 ) -> tuple[Array, Plateau]:
     """How many latents are open after a step: one more where those open have done what they can.
 
-    That is where all of them are in use and the residual's largest variance has not fallen for the
-    share `member.patience` of the steps so far. Were all open from the start, a curve whose
-    principal directions have variances near each other would wake a latent for each of them: none
-    carries enough, at a gamma so near these variances, for the decoder to bend around it. One
-    alone carries more and more while gamma falls. A closed latent is the prior's, as after
-    Theorem 2's collapse.
+    That is where all of them are in use and the residual's largest variance has not fallen for
+    `member.patience` steps, or early in training for a share of the steps so far. Were all open
+    from the start, a curve whose principal directions have variances near each other would wake a
+    latent for each of them: none carries enough, at a gamma so near these variances, for the
+    decoder to bend around it. One alone carries more and more while gamma falls. A closed latent
+    is the prior's, as after Theorem 2's collapse.
 
     Once the guard goes none is opened, and the last one opened is closed again if it is idle: what
     the data had no use for while gamma was guarded would wake up to explain what is left.
@@ -241,7 +247,8 @@ def open_latents(
       Their number, and the plateau, which begins anew where that has grown.
     """
     waited = state.step - plateau.since
-    wait = jnp.maximum(member.patience * state.step, LEAST_PATIENCE)
+    early = jnp.maximum(EARLY_PATIENCE * state.step, LEAST_PATIENCE)
+    wait = jnp.minimum(member.patience, early)
     # Of the posterior means, as jitter alone can make an idle latent's posterior variance small.
     used = mean.var(0) > 0.1
     latent = jnp.arange(mean.shape[1])
@@ -259,6 +266,11 @@ def release(settings: Optimisation, step: Array) -> Array:
     start, end = (share * settings.total_steps for share in settings.release)
     falling = jnp.exp(jnp.log(1e-4) * jnp.clip((step - start) / (end - start), 0.0, 1.0))
     return jnp.where(step < end, falling, 0.0)
+
+
+def guard_held(settings: Optimisation, member: Member, step: Array) -> Array:
+    """The factor of the member's guard at a step: 1, or from its release on below 1."""
+    return jnp.where(member.gamma_release > 0, release(settings, step), 1.0)
 
 
 def init_state(
@@ -333,7 +345,7 @@ def gamma_step(
     at_mean = model.apply({"params": state.params}, outputs.mean[:part], method="decode")
     memory = settings.guard_memory
     mode = follow_residual(state.gamma_state.mode, x[:part] - at_mean, memory)
-    held = jnp.where(member.gamma_release > 0, release(settings, state.step), 1.0)
+    held = guard_held(settings, member, state.step)
     released_rate = jnp.maximum(member.gamma_rate, RELEASED_RATE)
     log_gamma = next_log_gamma(
         outputs.log_gamma,
@@ -375,7 +387,8 @@ def train_step(
     # A step not taken is Adam's step on no gradient at rate 0. Choosing between all of the state
     # before and after would need both at once: a sixth of a step's time on a CPU.
     weights = without_gamma(state.params)
-    highest_rate = steady_rate(member, gamma, x.shape[-1]) / member.learning_rate
+    held = guard_held(settings, member, state.step)
+    highest_rate = steady_rate(member, gamma, x.shape[-1], held) / member.learning_rate
     optimiser = weights_optimiser(settings, taken, highest_rate)
     updates, opt_state = optimiser.update(scaled, state.opt_state, weights)
     # Adam's step is linear in its rate.

@@ -20,6 +20,7 @@ from vaebal.checkpoints import write_atomically
 from vaebal.data import ImageSet
 from vaebal.rendered import FACTORS
 from vaebal.report import Row, rows_with
+from vaebal.training import EARLY_PATIENCE
 
 Key = tuple[str, int, int]  # arm, r, seed
 Table = tuple[list[str], list[list[str]]]
@@ -340,12 +341,12 @@ def protocol(config: Any, rows: Sequence[Row], images: ImageSet) -> dict[str, st
     )
     start, end = config.train.release
     jitter = config.train.jitter
-    steady = f", at a learning rate of at most √({jitter:g} γ/d)" if jitter else ""
+    steady = f", at a learning rate of at most √({jitter:g} γ/d) till then" if jitter else ""
     opening = (
         ". It begins with one latent; the next is opened where that variance has not fallen for "
-        f"{config.train.patience:.0%} of the steps so far and all open ones are in use. As that "
-        "bound goes, one still idle is closed again; closed latents are the prior's, as after "
-        "Theorem 2's collapse"
+        f"{config.train.patience} steps (or {EARLY_PATIENCE:.0%} of the steps so far, where that "
+        "is less) and all open ones are in use. As that bound goes, one still idle is closed "
+        "again; closed latents are the prior's, as after Theorem 2's collapse"
         if config.train.patience
         else ""
     )
