@@ -122,8 +122,8 @@ def gamma(name: str) -> ml_collections.ConfigDict:
     train.final_learning_rate = 2e-5
     train.warmup_steps = 200
     train.beta2 = 0.999  # Adam's; nearer to 0 where a spike of the loss ends in overflow
-    # The adaptive arm's learning rate is at most sqrt(jitter gamma / D) while guarded; 0: it is not
-    # bound. What Adam's noise makes of a decoder column, |w|^2 ~ D rate^2, so stays below gamma.
+    # The adaptive arm's learning rate is at most sqrt(jitter gamma / D); 0: it is not bound. What
+    # Adam's noise makes of a decoder column, |w|^2 ~ D rate^2, then stays so far below gamma.
     train.jitter = 0.0
     train.clip_norm = 20.0
     train.epochs_per_chunk = 1

@@ -29,6 +29,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.train.epochs = 120
         config.train.epochs_per_chunk = 5
         config.train.epochs_per_checkpoint = 20
+        config.train.patience = 1800  # in 12,000 steps, 15 % of those so far all along
+        config.train.release = (0.9, 0.98)
     if variant == "seeds":
         config.data.ranks = (1, 2, 4, 8)
         config.train.arms = ("adaptive",)

@@ -150,20 +150,15 @@ def weights_optimiser(
     return optax.chain(optax.clip_by_global_norm(settings.clip_norm), gate, adam)
 
 
-def steady_rate(member: Member, gamma: Array, dim: int, held: Array | float = 1.0) -> Array:
+def steady_rate(member: Member, gamma: Array, dim: int) -> Array:
     """Adam's highest rate at which its noise stays below gamma: sqrt(jitter gamma / D).
 
     Adam moves every weight by about its rate, whatever the gradient, so noise alone gives a
     decoder column w a length |w|^2 of the order D rate^2. Where that is not far below gamma, it is
     what keeps the residual from falling, and an idle latent's posterior variance,
-    1 / (1 + |w|^2 / gamma) (Theorem 1), says that it is in use. Once the guard goes the schedule's
-    rate is low by itself, and the bound would only slow the last of the fit.
-
-    Args:
-      held: of `guard_held`.
+    1 / (1 + |w|^2 / gamma) (Theorem 1), says that it is in use.
     """
-    bound = (member.jitter > 0) & (held == 1)
-    return jnp.where(bound, jnp.sqrt(member.jitter * gamma / dim), jnp.inf)
+    return jnp.where(member.jitter > 0, jnp.sqrt(member.jitter * gamma / dim), jnp.inf)
 
 
 def without_gamma(params: dict[str, Any]) -> dict[str, Any]:
@@ -268,11 +263,6 @@ def release(settings: Optimisation, step: Array) -> Array:
     return jnp.where(step < end, falling, 0.0)
 
 
-def guard_held(settings: Optimisation, member: Member, step: Array) -> Array:
-    """The factor of the member's guard at a step: 1, or from its release on below 1."""
-    return jnp.where(member.gamma_release > 0, release(settings, step), 1.0)
-
-
 def init_state(
     model: GaussianVAE, settings: Optimisation, member: Member, data_mean: Array
 ) -> TrainState:
@@ -345,7 +335,7 @@ def gamma_step(
     at_mean = model.apply({"params": state.params}, outputs.mean[:part], method="decode")
     memory = settings.guard_memory
     mode = follow_residual(state.gamma_state.mode, x[:part] - at_mean, memory)
-    held = guard_held(settings, member, state.step)
+    held = jnp.where(member.gamma_release > 0, release(settings, state.step), 1.0)
     released_rate = jnp.maximum(member.gamma_rate, RELEASED_RATE)
     log_gamma = next_log_gamma(
         outputs.log_gamma,
@@ -387,8 +377,7 @@ def train_step(
     # A step not taken is Adam's step on no gradient at rate 0. Choosing between all of the state
     # before and after would need both at once: a sixth of a step's time on a CPU.
     weights = without_gamma(state.params)
-    held = guard_held(settings, member, state.step)
-    highest_rate = steady_rate(member, gamma, x.shape[-1], held) / member.learning_rate
+    highest_rate = steady_rate(member, gamma, x.shape[-1]) / member.learning_rate
     optimiser = weights_optimiser(settings, taken, highest_rate)
     updates, opt_state = optimiser.update(scaled, state.opt_state, weights)
     # Adam's step is linear in its rate.

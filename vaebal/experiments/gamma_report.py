@@ -341,7 +341,7 @@ def protocol(config: Any, rows: Sequence[Row], images: ImageSet) -> dict[str, st
     )
     start, end = config.train.release
     jitter = config.train.jitter
-    steady = f", at a learning rate of at most √({jitter:g} γ/d) till then" if jitter else ""
+    steady = f", at a learning rate of at most √({jitter:g} γ/d)" if jitter else ""
     opening = (
         ". It begins with one latent; the next is opened where that variance has not fallen for "
         f"{config.train.patience} steps (or {EARLY_PATIENCE:.0%} of the steps so far, where that "
