@@ -10,15 +10,16 @@ from configs import base
 
 def get_config() -> ml_collections.ConfigDict:
     config = base.gamma("rendered16_gamma")
+    base.one_by_one(config)
     config.data.resolution = 16
     config.data.ranks = (2, 4)
     config.data.train_size = 10_000
     config.data.test_size = 2_000
-    config.model.network = "mlp"
     config.model.width = 256
     config.model.blocks = 2
     config.train.seeds = (0, 1)
-    config.train.arms = ("adaptive", "fixed at adaptive", "learned 1e-1")
+    config.train.jitter = 0.02
+    config.train.arms = ("adaptive", "fixed at adaptive", "learned 2e-3", "learned 1e-1")
     config.train.epochs_per_chunk = 5
     config.train.epochs_per_checkpoint = 50
     return config

@@ -14,6 +14,7 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import ticker
+from matplotlib.axis import Axis
 
 from vaebal import report
 from vaebal.checkpoints import write_atomically
@@ -437,6 +438,15 @@ def looks(arms: Iterable[str]) -> dict[str, dict[str, Any]]:
     return {arm: styles[source(arm)] | (fixed if kind(arm) == "fixed" else {}) for arm in arms}
 
 
+def _log_ticks(axis: Axis, narrow: str, wide: str | ticker.Formatter) -> None:
+    """Ticks at 1, 2, 5 over up to 50 times, at powers of ten over more, and their formats."""
+    low, high = axis.get_view_interval()
+    few = high < 50 * low
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if few else (1,)))
+    axis.set_major_formatter(narrow if few else wide)
+    axis.set_minor_formatter(ticker.NullFormatter())
+
+
 def _ticks(axis: plt.Axes, ticks: Sequence[float]) -> None:
     """Ticks at 0 and ±`ticks`, where the axis reaches them."""
     low, high = axis.get_ylim()
@@ -526,9 +536,7 @@ def draw_speed(rows: Sequence[Row]) -> plt.Figure:
     mmd.text(0.98, -0.9 * noise, "± 2 s.e.", transform=mmd.get_yaxis_transform(), ha="right",
              color="0.4", fontsize=7.5)  # fmt: skip
     _ticks(mmd, [10.0**k for k in range(math.ceil(math.log10(noise)), 1)])
-    error.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-    error.yaxis.set_major_formatter("{x:g}")
-    error.yaxis.set_minor_formatter("")
+    _log_ticks(error.yaxis, "{x:g}", ticker.LogFormatterMathtext())
 
     lines = [
         plt.Line2D([], [], color=colour, linewidth=2, label=f"r = {rank}" if rank else "r unknown")
@@ -618,10 +626,7 @@ def draw_homotopy(histories: Mapping[Key, list[dict]], images: ImageSet) -> plt.
         axes, ("E‖dL/dz‖₂ (nats)", "γ, and E‖x−x̂‖²/d (dotted)", counted), strict=True
     ):  # fmt: skip
         axis.set_xscale("log")
-        low, high = axis.get_xlim()
-        axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))
-        axis.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
-        axis.xaxis.set_minor_formatter(ticker.NullFormatter())
+        _log_ticks(axis.xaxis, "{x:,.0f}", "{x:,.0f}")
         axis.set_xlabel("training steps")
         axis.set_title(title, fontsize=10)
     axes[0].set_yscale("log")
