@@ -274,8 +274,9 @@ def sentence(rows: Sequence[Row]) -> str:
             spoken.append(
                 f"with the adaptive homotopy in {_said(rows_with(known, arm='adaptive'))}"
             )
+        # Of equals the fastest: a slower one may not have arrived.
         best = max(
-            learned, default=None,
+            reversed(learned), default=None,
             key=lambda arm: np.mean(
                 [row[ACTIVE] == row["rank"] for row in rows_with(known, arm=arm)]
             ),
