@@ -140,7 +140,7 @@ def gamma(name: str) -> ml_collections.ConfigDict:
 
 
 def one_by_one(config: ml_collections.ConfigDict) -> None:
-    """The adaptive homotopy whose latents open one by one, in the MLP: what `gamma` leaves out."""
+    """Changes what `gamma` has to the adaptive homotopy whose latents open one by one (an MLP)."""
     config.model.network = "mlp"
     # One latent alone swings widely at first, some to overflow.
     config.model.linear_variance = True
