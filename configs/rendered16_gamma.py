@@ -18,7 +18,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.width = 256
     config.model.blocks = 2
     config.train.seeds = (0, 1)
-    config.train.jitter = 0.02
     config.train.arms = ("adaptive", "fixed at adaptive", "learned 2e-3")
     config.train.epochs_per_chunk = 5
     config.train.epochs_per_checkpoint = 50
