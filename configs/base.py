@@ -140,7 +140,7 @@ def gamma(name: str) -> ml_collections.ConfigDict:
 
 
 def one_by_one(config: ml_collections.ConfigDict) -> None:
-    """Changes what `gamma` has to the adaptive homotopy whose latents open one by one (an MLP)."""
+    """Sets the fields of `gamma` by which the adaptive arm opens latents one by one, in an MLP."""
     config.model.network = "mlp"
     # One latent alone swings widely at first, some to overflow.
     config.model.linear_variance = True

@@ -150,6 +150,14 @@ def test_the_price_is_beside_the_crowded_learned_run_of_least_error():
     assert set(cells(gamma_report.summary_table(balanced), "Rec. Err. ×").values()) == {""}
 
 
+def test_of_equally_balanced_rates_the_fastest_is_the_best():
+    equal = rows_with(some_rows(), arm="learned 0.001")
+    slower = [row | {"arm": "learned 0.0001"} for row in equal]
+    text = gamma_report.sentence([*slower, *some_rows()])
+    assert "learned at 0.001 nats a step, the best rate here, in 4 of 6 runs" in text
+    assert "0.0001" not in text
+
+
 def test_the_sentence_is_made_of_the_rows():
     text = gamma_report.sentence(some_rows())
     assert "with the adaptive homotopy in 6 of 6 runs (active − r = 0 on average)" in text

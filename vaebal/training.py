@@ -230,8 +230,9 @@ def open_latents(
     decoder to bend around it. One alone carries more and more while gamma falls. A closed latent
     is the prior's, as after Theorem 2's collapse.
 
-    Once the guard goes none is opened, and the last one opened is closed again if it is idle: what
-    the data had no use for while gamma was guarded would wake up to explain what is left.
+    Once the guard goes none is opened, and the last one opened is closed again if it is idle, its
+    means' variance at most .1: what the data had no use for while gamma was guarded would wake up
+    to explain what is left.
 
     Args:
       plateau: of the residual's largest variance.
