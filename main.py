@@ -22,9 +22,9 @@ def main(argv: list[str]) -> int:
     logging.set_verbosity(logging.WARNING)  # JAX tells of every accelerator it does not find
     # Figures are written, not shown; importing vaebal in a notebook leaves its backend alone.
     os.environ.setdefault("MPLBACKEND", "Agg")
-    from vaebal.checkpoints import CheckpointError, Preempted
     from vaebal.errors import Diverged, InputError
     from vaebal.experiments import run
+    from vaebal.training.checkpoints import CheckpointError, Preempted
 
     # sysexits.h: EX_IOERR, and EX_TEMPFAIL, "the user is invited to retry".
     codes = {Diverged: 1, InputError: 2, CheckpointError: 74, Preempted: 75}
@@ -50,8 +50,8 @@ def main(argv: list[str]) -> int:
 
 
 def _join_processes() -> None:
-    from vaebal import devices
     from vaebal.errors import InputError
+    from vaebal.training import devices
 
     names = ("coordinator_address", "num_processes", "process_id")
     given = [flags.FLAGS[name].value for name in names]

@@ -17,7 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.experiment = "theorem3"
     config.name = "theorem3"
 
-    # Formulas as vaebal.penalties.named reads them.
+    # Formulas as vaebal.theory.penalties.named reads them.
     linear = config.linear = ml_collections.ConfigDict()
     linear.penalties = (
         *("u", "log(1+u)", "u/(u+1)"),  # bounded slopes, all 1 at zero

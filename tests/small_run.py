@@ -12,10 +12,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from vaebal import devices
-from vaebal.checkpoints import Checkpoints, Preempted, open_workdir
 from vaebal.models import mlp_vae
-from vaebal.training import Member, Optimisation, Trainer, fit, stack_members
+from vaebal.training import devices
+from vaebal.training.checkpoints import Checkpoints, Preempted, open_workdir
+from vaebal.training.engine import Member, Optimisation, Trainer, fit, stack_members
 
 
 def trainer(

@@ -18,7 +18,9 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from scipy import stats
 
-from vaebal.affine import (
+from vaebal.models.gaussians import normal_log_prob
+from vaebal.models.objectives import gaussian_vae_terms
+from vaebal.theory.affine import (
     AffineVAE,
     affine_energy,
     affine_energy_draws,
@@ -33,8 +35,6 @@ from vaebal.affine import (
     affine_squared_error,
     affine_stationary_points,
 )
-from vaebal.gaussians import normal_log_prob
-from vaebal.objectives import gaussian_vae_terms
 from vaebal.units import eq3_to_negative_elbo, negative_elbo_to_eq3
 
 DISTINCT = "distinct"

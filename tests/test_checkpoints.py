@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from etils import epath
 
-from vaebal import checkpoints as module
-from vaebal.checkpoints import (
+from vaebal.errors import InputError
+from vaebal.training import checkpoints as module
+from vaebal.training.checkpoints import (
     CheckpointError,
     Checkpoints,
     fingerprint,
     open_workdir,
     write_atomically,
 )
-from vaebal.errors import InputError
 
 # What TensorStore's threads still have to say when a save or a restore has failed.
 pytestmark = pytest.mark.filterwarnings(
@@ -126,7 +126,7 @@ def test_any_damaged_file_gives_the_saved_state_or_the_one_before(tmp_path, dama
         caplog.clear()
         epoch, got = restored(tmp_path / "ck")
         assert equal(got, state(epoch))
-        said = [r.getMessage() for r in caplog.records if r.name == "vaebal.checkpoints"]
+        said = [r.getMessage() for r in caplog.records if r.name == "vaebal.training.checkpoints"]
         assert len(said) == (epoch == 2)
         if epoch == 2:  # named in one line, and out of the way of the next save
             assert said[0].startswith(f"Checkpoint {tmp_path}/ck/4 ")
@@ -212,7 +212,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_checkpoints_before_it(tmp_pa
 
 HOLD = """
 import sys, time
-from vaebal.checkpoints import open_workdir
+from vaebal.training.checkpoints import open_workdir
 open_workdir(sys.argv[1], {"name": "a"})
 print("held", flush=True)
 time.sleep(600)

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from scipy import special
 
-from vaebal import classifier, data
+from vaebal import data
+from vaebal.data import idx
 from vaebal.errors import InputError
+from vaebal.generation import classifier
 
 
 def nearest_mean_accuracy(images, targets):
@@ -86,22 +88,22 @@ def test_the_share_that_is_wrong():
 
 def test_label_files_are_read_and_refused():
     content = bytes([0, 0, 8, 1, 0, 0, 0, 3, 7, 0, 9])
-    np.testing.assert_array_equal(classifier.parse_idx_labels(content), [7, 0, 9])
+    np.testing.assert_array_equal(idx.parse_idx_labels(content), [7, 0, 9])
     for bad in (content[:-1], content + b"\0", bytes([0, 0, 8, 3]) + content[4:], b""):
         with pytest.raises(InputError, match="IDX label file must start with"):
-            classifier.parse_idx_labels(bad)
+            idx.parse_idx_labels(bad)
 
 
 def test_label_files_are_checked_by_the_published_checksum(tmp_path):
-    file = tmp_path / "mnist" / classifier.LABEL_FILES["train"]
+    file = tmp_path / "mnist" / idx.LABEL_FILES["train"]
     file.parent.mkdir()
     file.write_bytes(gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 1, 5])))
     with pytest.raises(InputError, match=r"train-labels.* is damaged or is not mnist's file"):
-        classifier.idx_labels("mnist", str(tmp_path))
+        idx.idx_labels("mnist", str(tmp_path))
 
 
 def test_labels_of_a_set_that_tfds_has_shuffled_are_refused(tmp_path):
     (tmp_path / "mnist").mkdir()
     (tmp_path / "mnist" / "mnist-train.array_record-00000-of-00001").touch()
     with pytest.raises(InputError, match=r"prepared by TFDS .* in another order"):
-        classifier.idx_labels("mnist", str(tmp_path))
+        idx.idx_labels("mnist", str(tmp_path))

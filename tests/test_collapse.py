@@ -4,10 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vaebal import collapse as c
 from vaebal.models import GaussianVAE, init_params, latent_noise, mlp_vae
-from vaebal.nets import MLPEncoder, ResidualDecoder
+from vaebal.models.nets import MLPEncoder, ResidualDecoder
 from vaebal.streams import stream
+from vaebal.theory import collapse as c
 
 
 def build(pixels, *, layers=3, blocks=2, width=7, activation=jnp.tanh, residual=True, affine=True,

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vaebal import collapse, convnets
-from vaebal.models import conv_vae, infogan_vae, init_params, latent_noise, mlp_vae
-from vaebal.probing import hessian_vector_product
+from vaebal.models import conv_vae, convnets, infogan_vae, init_params, latent_noise, mlp_vae
 from vaebal.streams import stream
-from vaebal.training import loss_and_terms
+from vaebal.theory import collapse
+from vaebal.theory.probing import hessian_vector_product
+from vaebal.training.engine import loss_and_terms
 
 SHAPE, K = (8, 8, 2), 3  # two scales at patch 1: 8 and 4
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from vaebal import data
+from vaebal.data import idx, sets
 from vaebal.errors import InputError
 
 
@@ -24,7 +25,7 @@ def mnist_files(tmp_path, monkeypatch):
 
     rng = np.random.default_rng(0)
     infos, images = {}, {}
-    for split, file in data._IDX_FILES.items():
+    for split, file in idx.IMAGE_FILES.items():
         images[split] = rng.integers(0, 256, (20 if split == "train" else 6, 28, 28), np.uint8)
         content = gzip.compress(_idx_bytes(images[split]))
         (tmp_path / file).write_bytes(content)
@@ -48,7 +49,7 @@ def test_mnist_from_raw_files(mnist_files, below):
     root, images = mnist_files
     if below:
         (root / below).mkdir(parents=True)
-        for file in data._IDX_FILES.values():
+        for file in idx.IMAGE_FILES.values():
             (root / file).rename(root / below / file)
     got = data.load("mnist", str(root))
     assert got.image_shape == (28, 28, 1)
@@ -64,7 +65,7 @@ def test_the_directory_may_come_from_the_environment(mnist_files, monkeypatch):
 
 def test_a_damaged_file_is_named(mnist_files):
     root, _ = mnist_files
-    path = root / data._IDX_FILES["test"]
+    path = root / idx.IMAGE_FILES["test"]
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(InputError, match=f"{path} is damaged"):
         data.load("mnist", str(root))
@@ -72,11 +73,11 @@ def test_a_damaged_file_is_named(mnist_files):
 
 def test_a_truncated_idx_file_is_told():
     content = _idx_bytes(np.zeros((3, 4, 4), np.uint8))
-    assert data.parse_idx_images(content).shape == (3, 4, 4)
+    assert idx.parse_idx_images(content).shape == (3, 4, 4)
     with pytest.raises(InputError, match="promises 48 pixels and holds 47"):
-        data.parse_idx_images(content[:-1])
+        idx.parse_idx_images(content[:-1])
     with pytest.raises(InputError, match="must start with"):
-        data.parse_idx_images(b"\x00\x00\x08\x01" + content[4:])
+        idx.parse_idx_images(b"\x00\x00\x08\x01" + content[4:])
 
 
 def test_missing_files_name_the_two_ways(tmp_path, monkeypatch):
@@ -100,7 +101,7 @@ def test_missing_files_are_downloaded_and_checked(mnist_files, tmp_path, monkeyp
         data.load("mnist", str(empty)).train, images["train"].reshape(20, 784)
     )
     assert {path.name for path in empty.rglob("*") if path.is_file()} == set(
-        data._IDX_FILES.values()
+        idx.IMAGE_FILES.values()
     )
 
 
@@ -170,7 +171,7 @@ def test_bad_pixels_are_found(value):
     test[2, 3] = value
     images = data.ImageSet("mine", np.zeros((4, 6), np.float32), test, (2, 3, 1))
     with pytest.raises(InputError, match="in image 2 of split 'test'"):
-        data.check_pixels(images)
+        sets.check_pixels(images)
 
 
 def test_an_epoch_sees_every_image_at_most_once_and_orders_differ():
@@ -209,7 +210,7 @@ def pixels_of(images):
 @pytest.mark.parametrize("name", data.MANIFOLDS)
 def test_a_manifolds_images_are_the_same_stored_or_drawn(name, monkeypatch):
     stored = manifold(name)
-    monkeypatch.setattr(data, "STORED_BYTES", 0)
+    monkeypatch.setattr(sets, "STORED_BYTES", 0)
     drawn = manifold(name)
     assert stored.train.shape == (30, stored.dim) == (30, 8 * 8 * 3)
     for images in (stored, drawn):
@@ -277,7 +278,7 @@ def test_a_mean_image_in_blocks_that_do_not_divide_the_rows():
 )
 def test_manifolds_that_cannot_be_are_told(changes, message, monkeypatch):
     if "noise" in changes:
-        monkeypatch.setattr(data, "STORED_BYTES", 40 * 192 * 4 - 1)
+        monkeypatch.setattr(sets, "STORED_BYTES", 40 * 192 * 4 - 1)
     with pytest.raises(InputError, match=message):
         manifold(**changes)
 

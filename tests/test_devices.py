@@ -14,10 +14,10 @@ import pytest
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from vaebal import devices
 from vaebal.errors import InputError
 from vaebal.experiments import run
-from vaebal.training import EpochMetrics, mesh_for, placed
+from vaebal.training import devices
+from vaebal.training.engine import EpochMetrics, mesh_for, placed
 
 ROOT = Path(__file__).parent.parent
 SMALL_RUN = ROOT / "tests" / "small_run.py"
@@ -36,10 +36,10 @@ import sys
 from pathlib import Path
 import jax, numpy as np
 from small_run import trainer
-from vaebal.checkpoints import Checkpoints, fingerprint
-from vaebal.evaluation import posterior
+from vaebal.training.checkpoints import Checkpoints, fingerprint
+from vaebal.measures.evaluation import posterior
 from vaebal.models import mlp_vae
-from vaebal.training import member_params, mesh_for
+from vaebal.training.engine import member_params, mesh_for
 
 jax.config.update("jax_disable_most_optimizations", True)
 out = Path(sys.argv[1])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from vaebal import evaluation
+from vaebal.measures import evaluation
 from vaebal.models import init_params, mlp_vae
 from vaebal.streams import stream
 

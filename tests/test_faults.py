@@ -15,9 +15,9 @@ import pytest
 from kills import stress
 from small_run import trainer
 
-from vaebal import checkpoints as module
-from vaebal.checkpoints import CheckpointError, Checkpoints, Preempted
-from vaebal.training import fit
+from vaebal.training import checkpoints as module
+from vaebal.training.checkpoints import CheckpointError, Checkpoints, Preempted
+from vaebal.training.engine import fit
 
 # What TensorStore's threads still have to say when a save or a restore has failed.
 pytestmark = pytest.mark.filterwarnings(

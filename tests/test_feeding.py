@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vaebal.data import batch_indices
-from vaebal.feeding import Feeder
+from vaebal.data.feeding import Feeder
 
 N, B = 23, 6  # 3 steps an epoch, 5 examples left over
 
@@ -129,7 +129,7 @@ def test_a_failed_read_reaches_the_consumer_once(rows, monkeypatch):
         gather(*args)
 
     monkeypatch.setattr(Feeder, "_gather", failing)
-    monkeypatch.setattr("vaebal.feeding._THREADS", 1)  # in order
+    monkeypatch.setattr("vaebal.data.feeding._THREADS", 1)  # in order
     feeder = Feeder(rows, seeds=[0], batch_size=B, steps_per_chunk=2)
     np.testing.assert_array_equal(next(feeder)[0, 1], _expected(rows, 0, 1))
     with pytest.raises(OSError, match="the disk is gone"):

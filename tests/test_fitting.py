@@ -3,14 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vaebal import stages
-from vaebal.checkpoints import Checkpoints
 from vaebal.data import batch_indices
 from vaebal.errors import Diverged
-from vaebal.fitting import Fitter, State, fit, fit_step
+from vaebal.generation import stages
 from vaebal.models import init_params, latent_noise
 from vaebal.streams import stream
-from vaebal.training import Member, Optimisation, init_state, train_step, weights_optimiser
+from vaebal.training.checkpoints import Checkpoints
+from vaebal.training.engine import Member, Optimisation, init_state, train_step, weights_optimiser
+from vaebal.training.fitting import Fitter, State, fit, fit_step
 
 SETTINGS = Optimisation(
     learning_rate=3e-3, final_learning_rate=1e-4, warmup_steps=5, total_steps=600,

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import linalg
 
-from vaebal.frechet import Moments, frechet_distance, frechet_estimate
+from vaebal.measures.frechet import Moments, frechet_distance, frechet_estimate
 
 
 def _covariance(rng, features, rank):

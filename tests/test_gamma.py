@@ -14,7 +14,7 @@ from vaebal.errors import Diverged, InputError
 from vaebal.experiments import gamma, gamma_report
 from vaebal.models import init_params, prior_samples
 from vaebal.streams import stream
-from vaebal.training import Optimisation, init_state
+from vaebal.training.engine import Optimisation, init_state
 
 ARMS = ("adaptive", "fixed at adaptive", "learned 1e-2", "adam 1e-2", "annealed 1.0 to adaptive")
 RANKS, SEEDS, STEPS = (1, 2), (0, 1), 8

@@ -8,7 +8,7 @@ import pytest
 
 from vaebal.data import ImageSet
 from vaebal.experiments import gamma_report
-from vaebal.report import rows_with
+from vaebal.experiments.report import rows_with
 
 ARMS = ("learned 0.01", "adaptive", "fixed at adaptive", "learned 0.001")
 

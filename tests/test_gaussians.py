@@ -3,7 +3,12 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from vaebal.gaussians import isotropic_nll, kl_to_standard_normal, normal_log_prob, reparameterise
+from vaebal.models.gaussians import (
+    isotropic_nll,
+    kl_to_standard_normal,
+    normal_log_prob,
+    reparameterise,
+)
 
 
 @pytest.mark.parametrize(("mean", "log_var"), [(0.3, -2.0), (-1.5, 0.7), (0.0, 0.0), (4.0, -12.0)])

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from configs import celeba128_generation, digits_generation, mnist_generation, rendered64_generation
-from vaebal import classifier, inception, stages
 from vaebal.data import load
 from vaebal.errors import InputError
 from vaebal.experiments import (
@@ -17,7 +16,9 @@ from vaebal.experiments import (
     generation_stages,
 )
 from vaebal.experiments.generation_stages import Stage
-from vaebal.frechet import frechet_distance
+from vaebal.generation import classifier, stages
+from vaebal.measures import inception
+from vaebal.measures.frechet import frechet_distance
 
 
 def tiny():

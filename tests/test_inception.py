@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from vaebal import inception
 from vaebal.errors import InputError
+from vaebal.measures import inception
 
 RNG_IMAGES = np.random.default_rng(0).integers(0, 256, (2, 299, 299, 3), np.uint8)
 

@@ -221,8 +221,8 @@ def test_another_config_is_refused(finished):
 
 
 def test_a_finished_member_can_be_loaded(finished):
-    from vaebal.evaluation import posterior
     from vaebal.experiments.kappa_sweep import load_member
+    from vaebal.measures.evaluation import posterior
 
     path, rows = finished
     model, params = load_member(tiny(), str(path), "none", 3, 1)
@@ -239,8 +239,8 @@ def test_a_finished_member_can_be_loaded(finished):
 def test_however_stacked_members_agree(finished, tmp_path, capsys, stack, said, programs):
     """The sweep of one program per skip variant: equal up to rounding over its few steps."""
     from vaebal.data import load
-    from vaebal.evaluation import posterior
     from vaebal.experiments.kappa_sweep import load_member
+    from vaebal.measures.evaluation import posterior
 
     _, rows = finished
     config, path = tiny(**{"train.stack": stack}), tmp_path / "run"

@@ -7,7 +7,7 @@ import pytest
 from jax.test_util import check_grads
 from scipy import integrate
 
-from vaebal.mmd import (
+from vaebal.measures.mmd import (
     SCALES,
     expected_imq,
     imq_mmd2,

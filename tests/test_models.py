@@ -12,7 +12,7 @@ from vaebal.models import (
     prior_samples,
     with_own_skips,
 )
-from vaebal.objectives import gaussian_vae_terms
+from vaebal.models.objectives import gaussian_vae_terms
 from vaebal.streams import stream
 
 
@@ -271,7 +271,7 @@ def test_the_gradient_of_the_terms_with_respect_to_z_is_one_grad_away(small_vae,
 @pytest.mark.parametrize("shape", [(7, 3), (3, 7), (40, 2)])
 def test_the_dense_layers_gradients_are_jaxs_own(shape):
     """Value, gradient and Hessian-vector product of the layer equal those of a plain product."""
-    from vaebal.nets import dense
+    from vaebal.models.nets import dense
 
     with jax.enable_x64(True):
         x = jax.random.normal(jax.random.key(0), (5, shape[0]))

@@ -3,7 +3,7 @@ import pytest
 from scipy import spatial, stats
 from sklearn.cluster import KMeans
 
-from vaebal.ndb import ndb, ndb_bins, ndb_compare
+from vaebal.measures.ndb import ndb, ndb_bins, ndb_compare
 
 
 def _normal(seed, n, d):

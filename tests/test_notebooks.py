@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from configs import theorem1 as theorem1_config
-from vaebal import affine, regularized_ae
 from vaebal.experiments import theorem1
-from vaebal.penalties import named
 from vaebal.streams import stream
+from vaebal.theory import affine, regularized_ae
+from vaebal.theory.penalties import named
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vaebal.penalties import (
+from vaebal.theory.penalties import (
     CURVATURES,
     identity,
     indicator,

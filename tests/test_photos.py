@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vaebal import photos
+from vaebal.data import photos
 from vaebal.errors import InputError
 
 SIZES = {"train": 23, "validation": 5, "test": 7}

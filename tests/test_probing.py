@@ -8,10 +8,10 @@ import pytest
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from vaebal import probing
 from vaebal.models import init_params
-from vaebal.objectives import gaussian_vae_terms
+from vaebal.models.objectives import gaussian_vae_terms
 from vaebal.streams import stream
+from vaebal.theory import probing
 
 # One size for most problems, and one size of block and basis: compiled once.
 SIZE, COUNT, BASIS = 100, 2, 24

@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vaebal import convnets, nets
-from vaebal.models import conv_vae, infogan_vae, init_params, latent_noise, mlp_vae
+from vaebal.models import conv_vae, convnets, infogan_vae, init_params, latent_noise, mlp_vae, nets
 from vaebal.streams import stream
-from vaebal.training import Member, Optimisation, init_state, loss_and_terms, train_step
+from vaebal.training.engine import Member, Optimisation, init_state, loss_and_terms, train_step
 
 SHAPE, K = (8, 8, 2), 3
 BUILDS = {

@@ -8,9 +8,9 @@ import pytest
 from tensorboardX import RecordWriter
 from tensorboardX.proto.event_pb2 import Event
 
-from vaebal import progress as module
-from vaebal.progress import Progress
-from vaebal.training import EpochMetrics
+from vaebal.training import progress as module
+from vaebal.training.engine import EpochMetrics
+from vaebal.training.progress import Progress
 
 EPOCHS = 200
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vaebal.nets import ACTIVATIONS
-from vaebal.penalties import Penalty, indicator, named, power, smooth
-from vaebal.regularized_ae import (
+from vaebal.models.nets import ACTIVATIONS
+from vaebal.theory.penalties import Penalty, indicator, named, power, smooth
+from vaebal.theory.regularized_ae import (
     DeepAE,
     LinearAE,
     Statistics,

@@ -15,10 +15,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 from test_gamma import tiny as tiny_gamma
 from test_main import tiny as tiny_sweep
 
-from vaebal import checkpoints
 from vaebal.experiments import gamma, kappa_sweep, parts
 from vaebal.experiments import run as run_experiment
-from vaebal.progress import Scalars
+from vaebal.training import checkpoints
+from vaebal.training.progress import Scalars
 
 SWEEP = {"model.skips": ("none",), "train.seeds": (0,)}
 GAMMA = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import pdist
 
-from vaebal.rendered import (
+from vaebal.data.rendered import (
     FACTORS,
     MAX_FACTORS,
     NEUTRAL,

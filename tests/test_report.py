@@ -4,8 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from vaebal import report
-from vaebal.experiments import kappa_report
+from vaebal.experiments import kappa_report, report
 
 
 @pytest.mark.parametrize(

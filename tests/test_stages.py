@@ -5,13 +5,13 @@ import optax
 import pytest
 from PIL import Image
 
-from vaebal import stages
-from vaebal.fitting import Fitter
-from vaebal.gaussians import isotropic_nll
-from vaebal.mmd import SCALES, imq_mmd2, imq_mmd2_to_normal
+from vaebal.generation import stages
+from vaebal.measures.mmd import SCALES, imq_mmd2, imq_mmd2_to_normal
 from vaebal.models import init_params, latent_noise
+from vaebal.models.gaussians import isotropic_nll
 from vaebal.streams import stream
-from vaebal.training import Optimisation
+from vaebal.training.engine import Optimisation
+from vaebal.training.fitting import Fitter
 
 C = 3  # code dimensions
 

@@ -10,12 +10,12 @@ import jax
 import numpy as np
 import pytest
 
-from vaebal import streaming
-from vaebal.checkpoints import Checkpoints
 from vaebal.data import mean_image
 from vaebal.models import mlp_vae
-from vaebal.streaming import StreamingTrainer, host_mean_image
-from vaebal.training import Member, Optimisation, Trainer, fit, stack_members
+from vaebal.training import streaming
+from vaebal.training.checkpoints import Checkpoints
+from vaebal.training.engine import Member, Optimisation, Trainer, fit, stack_members
+from vaebal.training.streaming import StreamingTrainer, host_mean_image
 
 B = 20  # 4 steps an epoch, 16 of the 96 rows left over
 SETTINGS = Optimisation(3e-3, 1e-4, 5, 600, 20.0, "adaptive")
@@ -170,7 +170,7 @@ IN_TWO = """
 import sys
 import jax, numpy as np
 from test_streaming import StreamingTrainer, build
-from vaebal import devices
+from vaebal.training import devices
 
 devices.join(sys.argv[1], 2, int(sys.argv[2]))
 trainer = build(StreamingTrainer, np.load(sys.argv[3], mmap_mode="r"))

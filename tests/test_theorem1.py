@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from configs import theorem1 as config_file
-from vaebal import affine
 from vaebal.errors import InputError
 from vaebal.experiments import run, theorem1
+from vaebal.theory import affine
 
 
 def config(**changes):

@@ -6,13 +6,13 @@ import numpy as np
 import optax
 import pytest
 
-from vaebal.checkpoints import Checkpoints
-from vaebal.collapse import LATENT_WEIGHTS
 from vaebal.data import batch_indices
-from vaebal.evaluation import posterior
+from vaebal.measures.evaluation import posterior
 from vaebal.models import latent_noise, with_own_skips
 from vaebal.streams import stream
-from vaebal.training import (
+from vaebal.theory.collapse import LATENT_WEIGHTS
+from vaebal.training.checkpoints import Checkpoints
+from vaebal.training.engine import (
     Member,
     Optimisation,
     Plateau,

@@ -4,7 +4,7 @@ import numpy as np
 
 from vaebal import units
 from vaebal.models import Outputs
-from vaebal.objectives import gaussian_vae_terms
+from vaebal.models.objectives import gaussian_vae_terms
 
 
 def test_eq3_is_what_the_paper_writes():

@@ -35,9 +35,9 @@ from vaebal.bench.machine import describe_machine, device_name, watch_others
 from vaebal.bench.page import Page, render
 from vaebal.bench.subjects import load_config
 from vaebal.bench.timing import Turns
-from vaebal.checkpoints import write_atomically
 from vaebal.errors import InputError
-from vaebal.report import save_figure
+from vaebal.experiments.report import save_figure
+from vaebal.training.checkpoints import write_atomically
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ALL_CONFIGS = (

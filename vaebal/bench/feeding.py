@@ -22,11 +22,11 @@ from vaebal.bench.subjects import (
 )
 from vaebal.bench.timing import PEAK, Spread, Turns, Work, jax_peak, spread
 from vaebal.data import ImageSet, Scenes, steps_per_epoch
+from vaebal.data.feeding import Feeder
+from vaebal.data.rendered import MAX_FACTORS, draw_factors
 from vaebal.errors import InputError
-from vaebal.feeding import Feeder
-from vaebal.rendered import MAX_FACTORS, draw_factors
-from vaebal.report import markdown_table
-from vaebal.streaming import CHUNK_BYTES
+from vaebal.experiments.report import markdown_table
+from vaebal.training.streaming import CHUNK_BYTES
 from vaebal.units import to_unit_pixels
 
 DRAWN, FROM_DISK = "drawn on the device", "from disk"

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
 from vaebal.models import GaussianVAE
-from vaebal.nets import MLPEncoder
+from vaebal.models.nets import MLPEncoder
 
 # Layers of a dense encoder that read the data, which get no gradient.
 READ_DATA = ("encoder/layer1", "encoder/affine")

@@ -11,15 +11,15 @@ from flax.traverse_util import unflatten_dict
 
 from vaebal.bench.page import Page, seconds_text, with_range
 from vaebal.bench.timing import Spread, Turns, Work, growth_exponent, repeated, spread
-from vaebal.collapse import antithetic_loss
-from vaebal.evaluation import importance_weighted_nll
-from vaebal.frechet import Moments, frechet_distance
-from vaebal.inception import inception_features, parameter_shapes
-from vaebal.mmd import imq_mmd2
+from vaebal.experiments.report import markdown_table
+from vaebal.measures.evaluation import importance_weighted_nll
+from vaebal.measures.frechet import Moments, frechet_distance
+from vaebal.measures.inception import inception_features, parameter_shapes
+from vaebal.measures.mmd import imq_mmd2
+from vaebal.measures.ndb import ndb
 from vaebal.models import GaussianVAE, init_params, latent_noise, mlp_vae
-from vaebal.ndb import ndb
-from vaebal.probing import extreme_eigenvalues, hessian_vector_product
-from vaebal.report import markdown_table
+from vaebal.theory.collapse import antithetic_loss
+from vaebal.theory.probing import extreme_eigenvalues, hessian_vector_product
 
 
 class Ladder(NamedTuple):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 
 from vaebal.bench.timing import Spread
-from vaebal.report import markdown_table
+from vaebal.experiments.report import markdown_table
 
 
 class Page(NamedTuple):

@@ -17,7 +17,7 @@ from vaebal.bench.machine import cores
 from vaebal.bench.timing import Work, seconds
 from vaebal.data import steps_per_epoch
 from vaebal.models import GaussianVAE
-from vaebal.nets import ACTIVATIONS, MLPEncoder
+from vaebal.models.nets import ACTIVATIONS, MLPEncoder
 from vaebal.units import LOG_2PI
 
 

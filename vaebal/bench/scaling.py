@@ -15,8 +15,8 @@ from vaebal.bench.subjects import (
 )
 from vaebal.bench.sweep import ladder
 from vaebal.bench.timing import Spread, Turns, spread
-from vaebal.report import markdown_table
-from vaebal.training import Member, Optimisation, Trainer, mesh_for, stack_members
+from vaebal.experiments.report import markdown_table
+from vaebal.training.engine import Member, Optimisation, Trainer, mesh_for, stack_members
 
 VIRTUAL = 8  # devices that one CPU is made to look like
 

@@ -30,9 +30,9 @@ from vaebal.bench.subjects import (
 )
 from vaebal.bench.timing import PEAK, Peak, Spread, Turns, Work, jax_peak, repeated, spread
 from vaebal.data import ImageSet, steps_per_epoch
-from vaebal.evaluation import importance_weighted_nll
-from vaebal.nets import product
-from vaebal.report import markdown_table
+from vaebal.experiments.report import markdown_table
+from vaebal.measures.evaluation import importance_weighted_nll
+from vaebal.models.nets import product
 
 OURS, EAGER, COMPILED, PYTHAE = "vaebal", "PyTorch eager", "torch.compile", "pythae"
 PRODUCTS_ALONE, ADAM_ALONE = PIECES = ("its matrix products alone", "Adam alone")

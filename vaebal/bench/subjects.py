@@ -15,8 +15,8 @@ from vaebal.data import MANIFOLDS, ImageSet
 from vaebal.errors import InputError
 from vaebal.experiments import checks, gamma, kappa_sweep
 from vaebal.models import GaussianVAE
-from vaebal.streaming import StreamingTrainer
-from vaebal.training import Trainer, member_params
+from vaebal.training.engine import Trainer, member_params
+from vaebal.training.streaming import StreamingTrainer
 
 IMAGE_SHAPES = {"digits": (8, 8, 1)}  # of kappa sweeps; any other data set: MNIST's
 MNIST_SHAPE = (28, 28, 1)

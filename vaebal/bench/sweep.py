@@ -16,7 +16,7 @@ from vaebal.bench.page import Page, three_digits, with_range
 from vaebal.bench.step import COMPILED, EAGER, OURS
 from vaebal.bench.subjects import build, build_model, random_images, training
 from vaebal.bench.timing import Spread, Turns, Work, spread
-from vaebal.report import COLOURS, markdown_table
+from vaebal.experiments.report import COLOURS, markdown_table
 
 
 class Sweep(NamedTuple):

@@ -19,24 +19,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vaebal import devices, evaluation, mmd, report
-from vaebal.checkpoints import (
+from vaebal.data import MANIFOLDS, Decode, ImageSet, load, manifold, mean_image, steps_per_epoch
+from vaebal.errors import Diverged, InputError
+from vaebal.experiments import checks, gamma_report, report
+from vaebal.measures import evaluation, mmd
+from vaebal.models import GaussianVAE, conv_vae, infogan_vae, mlp_vae, prior_samples
+from vaebal.models.nets import ACTIVATIONS, PRODUCTS
+from vaebal.streams import stream
+from vaebal.theory.collapse import collapse
+from vaebal.training import devices
+from vaebal.training.checkpoints import (
     Checkpoints,
     load_arrays,
     open_workdir,
     save_arrays,
     write_atomically,
 )
-from vaebal.collapse import collapse
-from vaebal.data import MANIFOLDS, Decode, ImageSet, load, manifold, mean_image, steps_per_epoch
-from vaebal.errors import Diverged, InputError
-from vaebal.experiments import checks, gamma_report
-from vaebal.models import GaussianVAE, conv_vae, infogan_vae, mlp_vae, prior_samples
-from vaebal.nets import ACTIVATIONS, PRODUCTS
-from vaebal.progress import Progress
-from vaebal.streaming import StreamingTrainer
-from vaebal.streams import stream
-from vaebal.training import Member, Optimisation, Trainer, fit, member_params, stack_members
+from vaebal.training.engine import Member, Optimisation, Trainer, fit, member_params, stack_members
+from vaebal.training.progress import Progress
+from vaebal.training.streaming import StreamingTrainer
 
 NETWORKS = ("conv", "infogan", "mlp")
 

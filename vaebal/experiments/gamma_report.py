@@ -16,12 +16,12 @@ import numpy as np
 from matplotlib import ticker
 from matplotlib.axis import Axis
 
-from vaebal import report
-from vaebal.checkpoints import write_atomically
 from vaebal.data import ImageSet
-from vaebal.rendered import FACTORS
-from vaebal.report import Row, rows_with
-from vaebal.training import EARLY_PATIENCE
+from vaebal.data.rendered import FACTORS
+from vaebal.experiments import report
+from vaebal.experiments.report import Row, rows_with
+from vaebal.training.checkpoints import write_atomically
+from vaebal.training.engine import EARLY_PATIENCE
 
 Key = tuple[str, int, int]  # arm, r, seed
 Table = tuple[list[str], list[list[str]]]

@@ -7,8 +7,6 @@ from typing import Any
 
 import jax
 
-from vaebal import classifier, devices, inception
-from vaebal.checkpoints import load_arrays, open_workdir, workdir_path
 from vaebal.data import ImageSet, load, manifold
 from vaebal.errors import InputError
 from vaebal.experiments import checks, generation_report
@@ -26,7 +24,11 @@ from vaebal.experiments.generation_stages import (
     make,
     networks,
 )
-from vaebal.nets import ACTIVATIONS
+from vaebal.generation import classifier
+from vaebal.measures import inception
+from vaebal.models.nets import ACTIVATIONS
+from vaebal.training import devices
+from vaebal.training.checkpoints import load_arrays, open_workdir, workdir_path
 
 SPACES = ("pixels", "codes")
 NETWORKS = ("mlp", "conv")

@@ -15,8 +15,6 @@ import numpy as np
 from jax import Array
 from sklearn.metrics import pairwise_distances_argmin
 
-from vaebal import classifier, devices, evaluation, inception, mmd, stages
-from vaebal.checkpoints import save_arrays, write_atomically
 from vaebal.data import ImageSet
 from vaebal.errors import InputError
 from vaebal.experiments.generation_stages import (
@@ -25,10 +23,14 @@ from vaebal.experiments.generation_stages import (
     methods,
     networks,
 )
-from vaebal.frechet import frechet_estimate
+from vaebal.generation import classifier, stages
+from vaebal.measures import evaluation, inception, mmd
+from vaebal.measures.frechet import frechet_estimate
+from vaebal.measures.ndb import Bins, ndb_bins, ndb_compare
 from vaebal.models import prior_samples
-from vaebal.ndb import Bins, ndb_bins, ndb_compare
 from vaebal.streams import stream
+from vaebal.training import devices
+from vaebal.training.checkpoints import save_arrays, write_atomically
 
 INTERPOLATIONS, POINTS = 4, 9  # pairs of test images, and images on the way
 

@@ -19,16 +19,17 @@ import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vaebal import classifier, devices, stages
-from vaebal.checkpoints import Checkpoints, load_arrays, save_arrays, write_atomically
 from vaebal.data import ImageSet, mean_image, steps_per_epoch
-from vaebal.devices import place
 from vaebal.errors import InputError
-from vaebal.fitting import Fitter, fit
+from vaebal.generation import classifier, stages
 from vaebal.models import conv_vae, init_params, latent_noise, mlp_vae
-from vaebal.nets import ACTIVATIONS
-from vaebal.progress import Progress
-from vaebal.training import Optimisation, mesh_for
+from vaebal.models.nets import ACTIVATIONS
+from vaebal.training import devices
+from vaebal.training.checkpoints import Checkpoints, load_arrays, save_arrays, write_atomically
+from vaebal.training.devices import place
+from vaebal.training.engine import Optimisation, mesh_for
+from vaebal.training.fitting import Fitter, fit
+from vaebal.training.progress import Progress
 
 CLASSIFIER_SEED = 0  # one for all pipelines, so that their distances compare
 

@@ -9,10 +9,10 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 
-from vaebal import report
-from vaebal.checkpoints import write_atomically
 from vaebal.data import ImageSet
-from vaebal.report import Row
+from vaebal.experiments import report
+from vaebal.experiments.report import Row
+from vaebal.training.checkpoints import write_atomically
 
 # Table 1 of the paper (MNIST): kappa -> (Rec. Err., NLL in nats, active dimensions).
 PAPER = {

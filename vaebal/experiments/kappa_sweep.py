@@ -11,8 +11,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from vaebal import devices, evaluation, report
-from vaebal.checkpoints import (
+from vaebal.data import ImageSet, load, steps_per_epoch
+from vaebal.errors import Diverged, InputError
+from vaebal.experiments import checks, kappa_report, report
+from vaebal.measures import evaluation
+from vaebal.models import GaussianVAE, mlp_vae, prior_samples, with_own_skips
+from vaebal.models.nets import ACTIVATIONS, PRODUCTS
+from vaebal.streams import stream
+from vaebal.training import devices
+from vaebal.training.checkpoints import (
     Checkpoints,
     load_arrays,
     open_workdir,
@@ -20,14 +27,8 @@ from vaebal.checkpoints import (
     workdir_path,
     write_atomically,
 )
-from vaebal.data import ImageSet, load, steps_per_epoch
-from vaebal.errors import Diverged, InputError
-from vaebal.experiments import checks, kappa_report
-from vaebal.models import GaussianVAE, mlp_vae, prior_samples, with_own_skips
-from vaebal.nets import ACTIVATIONS, PRODUCTS
-from vaebal.progress import Progress
-from vaebal.streams import stream
-from vaebal.training import Member, Optimisation, Trainer, fit, member_params, stack_members
+from vaebal.training.engine import Member, Optimisation, Trainer, fit, member_params, stack_members
+from vaebal.training.progress import Progress
 from vaebal.units import to_unit_pixels
 
 SKIPS = ("residual+affine", "residual", "affine", "none")

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from vaebal.checkpoints import write_atomically
-from vaebal.report import Row
+from vaebal.experiments.report import Row
+from vaebal.training.checkpoints import write_atomically
 
 
 def finished(path: Path, beat: str, name: str, make: Callable[[], list[Row]]) -> list[Row]:

@@ -13,12 +13,12 @@ import numpy as np
 import optax
 from scipy import optimize
 
-from vaebal import affine, report
-from vaebal.checkpoints import open_workdir, write_atomically
 from vaebal.errors import InputError
-from vaebal.experiments import checks
-from vaebal.report import Row
+from vaebal.experiments import checks, report
+from vaebal.experiments.report import Row
 from vaebal.streams import stream
+from vaebal.theory import affine
+from vaebal.training.checkpoints import open_workdir, write_atomically
 
 
 def check(config: Any) -> None:

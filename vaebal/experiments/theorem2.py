@@ -20,17 +20,24 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.linalg import hadamard
 
-from vaebal import collapse
-from vaebal.checkpoints import open_workdir
 from vaebal.errors import Diverged, InputError
 from vaebal.experiments import checks, theorem2_report
 from vaebal.experiments.parts import finished
+from vaebal.experiments.report import Row
 from vaebal.models import GaussianVAE, init_params, latent_noise, mlp_vae
-from vaebal.nets import ACTIVATIONS, MLPEncoder, ResidualDecoder
-from vaebal.probing import dense_hessian
-from vaebal.report import Row
+from vaebal.models.nets import ACTIVATIONS, MLPEncoder, ResidualDecoder
 from vaebal.streams import stream
-from vaebal.training import Member, Optimisation, TrainState, init_state, stack_members, train_step
+from vaebal.theory import collapse
+from vaebal.theory.probing import dense_hessian
+from vaebal.training.checkpoints import open_workdir
+from vaebal.training.engine import (
+    Member,
+    Optimisation,
+    TrainState,
+    init_state,
+    stack_members,
+    train_step,
+)
 
 SKIPS = ("residual+affine", "residual", "affine", "none")
 ACTIVE = 0.01  # Var_x(E[z|x]) above which a latent is active (Burda et al., 2016)

@@ -11,10 +11,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy.stats import binomtest
 
-from vaebal import report
-from vaebal.checkpoints import write_atomically
+from vaebal.experiments import report
 from vaebal.experiments.kappa_report import SKIP_NAMES
-from vaebal.report import Row, distinct, rows_with
+from vaebal.experiments.report import Row, distinct, rows_with
+from vaebal.training.checkpoints import write_atomically
 
 PHASES = {
     "held": "γ held: all directions above γ awake",

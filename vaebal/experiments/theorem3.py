@@ -15,18 +15,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vaebal import regularized_ae as rae
-from vaebal.checkpoints import open_workdir
 from vaebal.data import load
 from vaebal.errors import Diverged, InputError
 from vaebal.experiments import checks, theorem3_report
 from vaebal.experiments.parts import finished
+from vaebal.experiments.report import Row, rows_with
 from vaebal.experiments.theorem3_report import PIXELS
-from vaebal.nets import ACTIVATIONS
-from vaebal.penalties import Penalty, named, power
-from vaebal.regularized_ae import Statistics
-from vaebal.report import Row, rows_with
+from vaebal.models.nets import ACTIVATIONS
 from vaebal.streams import stream
+from vaebal.theory import regularized_ae as rae
+from vaebal.theory.penalties import Penalty, named, power
+from vaebal.theory.regularized_ae import Statistics
+from vaebal.training.checkpoints import open_workdir
 from vaebal.units import to_unit_pixels
 
 # ------------------------------------------------------------------- checks

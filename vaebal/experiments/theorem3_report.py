@@ -9,11 +9,11 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from vaebal import report
-from vaebal.checkpoints import write_atomically
 from vaebal.data import load
-from vaebal.penalties import named
-from vaebal.report import Row, distinct, rows_with
+from vaebal.experiments import report
+from vaebal.experiments.report import Row, distinct, rows_with
+from vaebal.theory.penalties import named
+from vaebal.training.checkpoints import write_atomically
 
 PIXELS = 64  # of a digit
 ERROR = "error  ‖X−X̂‖²/(dn)"

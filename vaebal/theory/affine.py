@@ -65,9 +65,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vaebal.gaussians import reparameterise
 from vaebal.models import Outputs
-from vaebal.objectives import gaussian_vae_terms
+from vaebal.models.gaussians import reparameterise
+from vaebal.models.objectives import gaussian_vae_terms
 from vaebal.units import negative_elbo_to_eq3
 
 

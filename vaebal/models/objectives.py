@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from vaebal.gaussians import isotropic_nll, kl_to_standard_normal
-from vaebal.models import Outputs
+from vaebal.models.gaussians import isotropic_nll, kl_to_standard_normal
+from vaebal.models.vae import Outputs
 
 
 class Terms(NamedTuple):

@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from vaebal.gaussians import reparameterise
-from vaebal.mmd import imq_mmd2
+from vaebal.measures.mmd import imq_mmd2
 from vaebal.models import GaussianVAE, latent_noise
-from vaebal.objectives import gaussian_vae_terms
+from vaebal.models.gaussians import reparameterise
+from vaebal.models.objectives import gaussian_vae_terms
 
 Loss = tuple[Array, dict[str, Array]]
 Decoder = Callable[[Array], Array]  # standardised codes [B, C] -> x_hat [B, D]

@@ -18,12 +18,12 @@ import optax
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vaebal.checkpoints import Checkpoints, Preempted
 from vaebal.data import epoch_order
-from vaebal.devices import LeaveNotice
 from vaebal.errors import Diverged
 from vaebal.streams import stream
-from vaebal.training import (
+from vaebal.training.checkpoints import Checkpoints, Preempted
+from vaebal.training.devices import LeaveNotice
+from vaebal.training.engine import (
     Member,
     Optimisation,
     mesh_for,

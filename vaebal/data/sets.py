@@ -1,4 +1,4 @@
-"""Image sets as arrays, and batches as a pure function of (seed, step).
+"""Image sets as arrays.
 
 `load` returns whole splits; they fit on one device and are put there once. Nothing
 here needs TensorFlow.
@@ -6,12 +6,7 @@ here needs TensorFlow.
 
 import dataclasses
 import functools
-import gzip
-import hashlib
 import math
-import os
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vaebal import photos, rendered
+from vaebal.data import idx, photos, rendered
 from vaebal.errors import InputError
 from vaebal.streams import stream
 from vaebal.units import to_unit_pixels
@@ -198,7 +193,7 @@ def load(
     """
     if name == "digits":
         return check_pixels(_digits())
-    root = data_root(directory)
+    root = idx.data_root(directory)
     if name in ("celeb_a", "folder"):
         splits = (
             photos.celeba(root, resolution)
@@ -206,9 +201,9 @@ def load(
             else photos.folder(Path(folder).expanduser(), resolution, root, bad=bad)
         ).splits
         return ImageSet(name, splits["train"], splits["test"], (resolution, resolution, 3))
-    if is_prepared(name, root):
+    if idx.is_prepared(name, root):
         return check_pixels(_tfds(name, root))
-    if name in _IDX_SETS:
+    if name in idx.IDX_SETS:
         return check_pixels(_idx(name, root))
     _require_known(name)
     raise InputError(
@@ -247,96 +242,14 @@ def _digits() -> ImageSet:
     return ImageSet("digits", images[~is_test], images[is_test], (8, 8, 1))
 
 
-# The sets that TFDS downloads as IDX files; URLs and checksums are TFDS's own.
-_IDX_SETS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
-_IDX_FILES = {"train": "train-images-idx3-ubyte.gz", "test": "t10k-images-idx3-ubyte.gz"}
-
-
-def data_root(directory: str = "") -> Path:
-    """`directory`, else $VAEBAL_DATA_DIR, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    return Path(
-        directory
-        or os.environ.get("VAEBAL_DATA_DIR")
-        or os.environ.get("TFDS_DATA_DIR")
-        or "~/tensorflow_datasets"
-    ).expanduser()
-
-
-def is_prepared(name: str, root: Path) -> bool:
-    """Whether TFDS has prepared the set `name` in `root` as array_record."""
-    return (root / name).is_dir() and any((root / name).rglob("*.array_record*"))
-
-
-def idx_content(name: str, file: str, root: Path) -> bytes:
-    """The bytes of a published IDX file of the set `name`, found in `root` or downloaded there.
-
-    Raises:
-      InputError: damaged, or neither found nor downloaded.
-    """
-    import tensorflow_datasets as tfds
-
-    published = {
-        url.rsplit("/", 1)[1]: (url, info.checksum)
-        for url, info in getattr(tfds.image_classification, _IDX_SETS[name]).url_infos.items()
-    }
-    url, checksum = published[file]
-    # A folder named after the set comes first: the sets' files share their names.
-    folders = (root / name, root / "downloads" / "manual" / name, root / "downloads" / "manual")
-    found = [path for folder in (*folders, root) if (path := folder / file).is_file()]
-    path = found[0] if found else _download(name, url, root / name / file, root)
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != checksum:
-        raise InputError(
-            f"{path} is damaged or is not {name}'s file: its sha256 is not the published "
-            f"{checksum}; delete it and run again, or copy it anew."
-        )
-    return gzip.decompress(content)
-
-
 def _idx(name: str, root: Path) -> ImageSet:
     splits = {
-        split: parse_idx_images(idx_content(name, file, root)) for split, file in _IDX_FILES.items()
+        split: idx.parse_idx_images(idx.idx_content(name, file, root))
+        for split, file in idx.IMAGE_FILES.items()
     }
     height, width = splits["train"].shape[1:]
     flat = {split: pixels.reshape(len(pixels), -1) for split, pixels in splits.items()}
     return ImageSet(name, flat["train"], flat["test"], (height, width, 1))
-
-
-def parse_idx_images(content: bytes) -> np.ndarray:
-    """The bytes of an IDX3 file of unsigned bytes -> uint8 [N, H, W].
-
-    Raises:
-      InputError: another magic number, or fewer bytes than the header promises.
-    """
-    header = np.frombuffer(content[:16], ">u4")
-    if len(header) != 4 or header[0] != 0x0803:
-        raise InputError(
-            "An IDX image file must start with the bytes 00 00 08 03; this one does not."
-        )
-    shape = tuple(int(n) for n in header[1:])
-    if len(content) != 16 + np.prod(shape):
-        raise InputError(
-            f"An IDX image file promises {np.prod(shape)} pixels and holds {len(content) - 16}: "
-            "it is truncated; copy it anew."
-        )
-    return np.frombuffer(content, np.uint8, offset=16).reshape(shape)
-
-
-def _download(name: str, url: str, path: Path, root: Path) -> Path:
-    try:
-        with urllib.request.urlopen(url, timeout=10) as response:
-            content = response.read()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-        partial.write_bytes(content)
-        partial.replace(path)
-    except (urllib.error.URLError, OSError) as error:
-        raise InputError(
-            f"data.name={name!r} was not found in data.dir={str(root)!r} and could not be "
-            f"downloaded ({error}): run once with a network connection, or put "
-            f"{' and '.join(_IDX_FILES.values())} into {root / name}."
-        ) from error
-    return path
 
 
 def _require_known(name: str) -> None:
@@ -382,22 +295,3 @@ def _tfds(name: str, root: Path) -> ImageSet:
         return np.stack([np.asarray(row["image"]).reshape(-1) for row in rows])
 
     return ImageSet(name, read(sources["train"]), read(sources["test"]), tuple(feature.shape))
-
-
-def steps_per_epoch(size: int, batch_size: int) -> int:
-    """Whole batches in an epoch; the size % batch_size examples left over differ every epoch."""
-    return size // batch_size
-
-
-def epoch_order(seed: int | Array, epoch: int | Array, size: int, batch_size: int) -> Array:
-    """Indices of every batch of an epoch, [steps, B]: a fresh permutation of the data."""
-    steps = steps_per_epoch(size, batch_size)
-    order = jax.random.permutation(stream(seed, "order", epoch), size)
-    return order[: steps * batch_size].reshape(steps, batch_size)
-
-
-@functools.partial(jax.jit, static_argnames=("size", "batch_size"))
-def batch_indices(seed: int | Array, step: int | Array, size: int, batch_size: int) -> Array:
-    """Indices [B] of the batch that training sees at `step` under `seed`, for any step."""
-    epoch, position = jnp.divmod(step, steps_per_epoch(size, batch_size))
-    return epoch_order(seed, epoch, size, batch_size)[position]

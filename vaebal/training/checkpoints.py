@@ -20,8 +20,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax import Array
 
-from vaebal.devices import agreed, is_writer, local
 from vaebal.errors import InputError
+from vaebal.training.devices import agreed, is_writer, local
 
 log = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from vaebal.models import GaussianVAE
-from vaebal.objectives import gaussian_vae_terms
+from vaebal.models.objectives import gaussian_vae_terms
 
 # Where the weights of a latent lie in the parameters of the models built here: path -> axis of K.
 # The heads' biases come last: Theorem 2 does not name them, and needs them zero.

@@ -19,13 +19,13 @@ import optax
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from vaebal.checkpoints import Checkpoints, Preempted
 from vaebal.data import Decode, epoch_order, mean_image, steps_per_epoch
-from vaebal.devices import LeaveNotice, place
-from vaebal.gaussians import isotropic_nll, reparameterise
 from vaebal.models import GaussianVAE, Outputs, init_params, latent_noise
-from vaebal.objectives import gaussian_vae_terms
+from vaebal.models.gaussians import isotropic_nll, reparameterise
+from vaebal.models.objectives import gaussian_vae_terms
 from vaebal.streams import stream
+from vaebal.training.checkpoints import Checkpoints, Preempted
+from vaebal.training.devices import LeaveNotice, place
 from vaebal.units import to_unit_pixels
 
 # The residual is followed on this part of a batch: decoding at the posterior mean is extra work.

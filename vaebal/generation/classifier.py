@@ -17,14 +17,11 @@ import numpy as np
 import optax
 from jax import Array
 
-from vaebal import data
-from vaebal.convnets import ConvEncoder, pyramid
-from vaebal.data import ImageSet
+from vaebal.data import ImageSet, idx
 from vaebal.errors import InputError
-from vaebal.nets import Activation, MLPEncoder, dense
+from vaebal.models.convnets import ConvEncoder, pyramid
+from vaebal.models.nets import Activation, MLPEncoder, dense
 from vaebal.units import to_unit_pixels
-
-LABEL_FILES = {"train": "train-labels-idx1-ubyte.gz", "test": "t10k-labels-idx1-ubyte.gz"}
 
 
 class Targets(NamedTuple):
@@ -154,9 +151,9 @@ def targets_of(images: ImageSet, directory: str = "") -> Targets | None:
         labels = load_digits().target.astype(np.int32)
         is_test = np.arange(len(labels)) % 5 == 4  # the split of `data.load`
         return Targets("labels", labels[~is_test], labels[is_test], 10)
-    if images.name not in data._IDX_SETS:
+    if images.name not in idx.IDX_SETS:
         return None
-    splits = idx_labels(images.name, directory)
+    splits = idx.idx_labels(images.name, directory)
     for split, pixels in (("train", images.train), ("test", images.test)):
         if len(splits[split]) != len(pixels):
             raise InputError(
@@ -164,40 +161,3 @@ def targets_of(images: ImageSet, directory: str = "") -> Targets | None:
                 f"labels in split {split!r}: its files are of two sets; copy them anew."
             )
     return Targets("labels", splits["train"], splits["test"], 10)
-
-
-def idx_labels(name: str, directory: str = "") -> dict[str, np.ndarray]:
-    """The labels [N] of both splits of a set published as IDX files, in the images' order.
-
-    Looked for where `data.load` looks for the images, checked by TFDS's checksums, downloaded
-    there if absent.
-
-    Raises:
-      InputError: damaged, or neither found nor downloaded; or the images were prepared by TFDS,
-        which shuffles them.
-    """
-    root = data.data_root(directory)
-    if data.is_prepared(name, root):
-        raise InputError(
-            f"data.name={name!r} was prepared by TFDS in data.dir={str(root)!r}, in another order "
-            "than the published labels: point data.dir at the published IDX files."
-        )
-    return {
-        split: parse_idx_labels(data.idx_content(name, file, root))
-        for split, file in LABEL_FILES.items()
-    }
-
-
-def parse_idx_labels(content: bytes) -> np.ndarray:
-    """The bytes of an IDX1 file of unsigned bytes -> int32 [N].
-
-    Raises:
-      InputError: another magic number, or another length than the header promises.
-    """
-    header = np.frombuffer(content[:8], ">u4")
-    if len(header) != 2 or header[0] != 0x0801 or len(content) != 8 + header[1]:
-        raise InputError(
-            "An IDX label file must start with the bytes 00 00 08 01 and hold as many labels as "
-            "it says; this one does not."
-        )
-    return np.frombuffer(content, np.uint8, offset=8).astype(np.int32)

@@ -13,9 +13,9 @@ from jax import Array
 from scipy import stats
 
 from vaebal.data import Decode
-from vaebal.gaussians import isotropic_nll, reparameterise
 from vaebal.models import GaussianVAE, latent_noise
-from vaebal.objectives import gaussian_vae_terms
+from vaebal.models.gaussians import isotropic_nll, reparameterise
+from vaebal.models.objectives import gaussian_vae_terms
 from vaebal.streams import stream
 from vaebal.units import to_unit_pixels
 

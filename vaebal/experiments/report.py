@@ -15,7 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from vaebal.checkpoints import write_atomically
+from vaebal.training.checkpoints import write_atomically
 
 Row = dict[str, Any]
 

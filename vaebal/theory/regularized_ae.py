@@ -50,8 +50,8 @@ import numpy as np
 import optax
 from jax import Array
 
-from vaebal.nets import Activation, MLPEncoder
-from vaebal.penalties import Penalty, smooth
+from vaebal.models.nets import Activation, MLPEncoder
+from vaebal.theory.penalties import Penalty, smooth
 
 # ------------------------------------------------------------ statistics and energy
 

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import jax
 import numpy as np
 
-from vaebal.data import epoch_order, steps_per_epoch
+from vaebal.data.batches import epoch_order, steps_per_epoch
 
 # Waiting for pages of a disk, not computing: more threads than most machines need cores.
 _THREADS = 4

@@ -18,8 +18,8 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
 
-from vaebal.devices import is_writer
-from vaebal.training import EpochMetrics
+from vaebal.training.devices import is_writer
+from vaebal.training.engine import EpochMetrics
 
 log = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vaebal.data import Decode, steps_per_epoch
-from vaebal.devices import place
-from vaebal.feeding import Feeder
+from vaebal.data.feeding import Feeder
 from vaebal.models import GaussianVAE
-from vaebal.training import (
+from vaebal.training.devices import place
+from vaebal.training.engine import (
     EpochMetrics,
     Member,
     Optimisation,

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from vaebal.convnets import ConvDecoder, ConvEncoder, InfoGANDecoder, InfoGANEncoder, pyramid
-from vaebal.gaussians import reparameterise
-from vaebal.nets import (
+from vaebal.models.convnets import ConvDecoder, ConvEncoder, InfoGANDecoder, InfoGANEncoder, pyramid
+from vaebal.models.gaussians import reparameterise
+from vaebal.models.nets import (
     Activation,
     MLPEncoder,
     PooledEncoder,

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from vaebal.nets import (
+from vaebal.models.nets import (
     Activation,
     Products,
     branch_last_init,

@@ -5,11 +5,11 @@
 Each is what its formula says, without weight or offset: a h + b has the minimisers of h
 in eq. 6, so a family up to scale and translation has one member here. All are
 nondecreasing and all but the indicator are concave in u, so that a tangent lies above
-them (which `vaebal.regularized_ae.minimise_linear` needs).
+them (which `vaebal.theory.regularized_ae.minimise_linear` needs).
 
 Two things decide what h does in eq. 6. One is its slope at zero: Theorem 3 asks for an
 infinite one. The other is the curvature of s -> h(s^2), h as a function of a latent's
-norm: concave is sufficient for balance with a linear decoder, as `vaebal.regularized_ae`
+norm: concave is sufficient for balance with a linear decoder, as `vaebal.theory.regularized_ae`
 explains. u^0.75 has the first and not the second.
 """
 

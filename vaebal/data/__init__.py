@@ -1,0 +1,29 @@
+"""Data: sets of images by name, batches by (seed, step), scenes of known dimension."""
+
+from vaebal.data.batches import batch_indices, epoch_order, steps_per_epoch
+from vaebal.data.sets import (
+    MANIFOLDS,
+    CurvedCube,
+    Decode,
+    FlatCube,
+    ImageSet,
+    Scenes,
+    load,
+    manifold,
+    mean_image,
+)
+
+__all__ = [
+    "MANIFOLDS",
+    "CurvedCube",
+    "Decode",
+    "FlatCube",
+    "ImageSet",
+    "Scenes",
+    "batch_indices",
+    "epoch_order",
+    "load",
+    "manifold",
+    "mean_image",
+    "steps_per_epoch",
+]

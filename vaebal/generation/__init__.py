@@ -1,0 +1,1 @@
+"""From balance to samples: the stages after a VAE, and the features that judge them."""
