@@ -6,12 +6,13 @@ Command: python main.py --config=configs/celeba128_generation.py         (an acc
 
 import ml_collections
 
-from configs import base, generation_base
+from vaebal.experiments import variants
+from vaebal.experiments.generation import fields
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    base.check_variant("celeba128_generation", variant, ("", "quick"))
-    config = generation_base.generation("celeba128_generation")
+    variants.check("celeba128_generation", variant, ("", "quick"))
+    config = fields.defaults("celeba128_generation")
     config.data.name = "celeb_a"
     config.data.resolution = 128
     config.train.batch_size = 128

@@ -8,14 +8,15 @@ the time, and whether the rates suit these images, is not known.
 
 import ml_collections
 
-from configs import base
+from vaebal.experiments import variants
+from vaebal.experiments.gamma import fields
 
 VARIANTS = ("", "quick")
 
 
 def celeba(name: str, resolution: int, latents: int, quick: bool) -> ml_collections.ConfigDict:
     """The two-run protocol twice: gamma learned at a constant rate, and adaptively."""
-    config = base.gamma(name)
+    config = fields.defaults(name)
     config.data.name = "celeb_a"  # data.ranks and the sizes are not read: the splits are official
     config.data.resolution = resolution
     config.model.latents = latents
@@ -40,5 +41,5 @@ def celeba(name: str, resolution: int, latents: int, quick: bool) -> ml_collecti
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    base.check_variant("celeba64_gamma", variant, VARIANTS)
+    variants.check("celeba64_gamma", variant, VARIANTS)
     return celeba("celeba64_gamma", 64, 64, variant == "quick")

@@ -8,11 +8,11 @@ below 1; without skips 4 to 6, error 1.2. See results/digits_kappa/.
 
 import ml_collections
 
-from configs import base
+from vaebal.experiments.kappa_sweep import fields
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = base.kappa_sweep("digits_kappa")
+    config = fields.defaults("digits_kappa")
     config.train.seeds = (0, 1, 2)
     config.model.width = 64
     config.train.epochs = 120

@@ -7,12 +7,13 @@ Cost: quick, eleven minutes of training and three of evaluation on two busy core
 
 import ml_collections
 
-from configs import base, generation_base
+from vaebal.experiments import variants
+from vaebal.experiments.generation import fields
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    base.check_variant("mnist_generation", variant, ("", "quick"))
-    config = generation_base.generation("mnist_generation")
+    variants.check("mnist_generation", variant, ("", "quick"))
+    config = fields.defaults("mnist_generation")
     config.data.name = "mnist"
     config.ae.codes = 32
     config.vae.epochs = config.wae.epochs = 200

@@ -7,12 +7,13 @@ Cost: 45 runs of 400 epochs; quick, 15 runs of 10 epochs in under 25 minutes.
 
 import ml_collections
 
-from configs import base
+from vaebal.experiments import variants
+from vaebal.experiments.kappa_sweep import fields
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    base.check_variant("mnist_kappa", variant, ("", "quick"))
-    config = base.kappa_sweep("mnist_kappa")
+    variants.check("mnist_kappa", variant, ("", "quick"))
+    config = fields.defaults("mnist_kappa")
     config.data.name = "mnist"
     config.model.kappas = (50, 100, 200, 400, 784)
     # gamma starts at the data's variance per pixel, the value total collapse would leave

@@ -6,12 +6,12 @@ Cost: 75 runs of 20,000 steps of a small MLP, about half an hour on two CPU core
 
 import ml_collections
 
-from configs import base
+from vaebal.experiments.gamma import fields
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = base.gamma("network_gamma")
-    base.one_by_one(config)
+    config = fields.defaults("network_gamma")
+    fields.one_by_one(config)
     config.data.name = "network"
     config.data.resolution = 8
     config.data.ranks = (1, 2, 4, 8, 12)

@@ -5,12 +5,12 @@ Command: python main.py --config=configs/rendered16_gamma.py
 
 import ml_collections
 
-from configs import base
+from vaebal.experiments.gamma import fields
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = base.gamma("rendered16_gamma")
-    base.one_by_one(config)
+    config = fields.defaults("rendered16_gamma")
+    fields.one_by_one(config)
     config.data.resolution = 16
     config.data.ranks = (2, 4)
     config.data.train_size = 10_000

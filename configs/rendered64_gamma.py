@@ -8,16 +8,17 @@ Cost: six to seven minutes a run on one CPU core; quick two runs, seeds twenty.
 
 import ml_collections
 
-from configs import base
+from vaebal.experiments import variants
+from vaebal.experiments.gamma import fields
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    base.check_variant("rendered64_gamma", variant, ("", "quick", "seeds"))
-    config = base.gamma("rendered64_gamma")
+    variants.check("rendered64_gamma", variant, ("", "quick", "seeds"))
+    config = fields.defaults("rendered64_gamma")
     # The MLP that this chooses shares no weights among the places of an image: shared, as a
     # convolution's, they move the image further at a step of Adam, and with patches alike every
     # latent was in use before the decoder bent.
-    base.one_by_one(config)
+    fields.one_by_one(config)
     config.model.pool = 4
     config.model.width = 512
     config.model.blocks = 4

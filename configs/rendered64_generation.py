@@ -7,12 +7,13 @@ Cost: quick, nine minutes on two busy cores.
 
 import ml_collections
 
-from configs import base, generation_base
+from vaebal.experiments import variants
+from vaebal.experiments.generation import fields
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    base.check_variant("rendered64_generation", variant, ("", "quick"))
-    config = generation_base.generation("rendered64_generation")
+    variants.check("rendered64_generation", variant, ("", "quick"))
+    config = fields.defaults("rendered64_generation")
     config.data.name = "rendered"
     config.data.rank = 6
     config.ae.network = "conv"

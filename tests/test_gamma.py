@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import base, celeba64_gamma, celeba128_gamma, rendered64_gamma
+from configs import celeba64_gamma, celeba128_gamma, rendered64_gamma
 from vaebal.data import manifold
 from vaebal.errors import Diverged, InputError
-from vaebal.experiments import gamma, gamma_report
+from vaebal.experiments.gamma import fields
+from vaebal.experiments.gamma import page as gamma_report
+from vaebal.experiments.gamma import run as gamma
 from vaebal.models import init_params, prior_samples
 from vaebal.streams import stream
 from vaebal.training.engine import Optimisation, init_state
@@ -22,7 +24,7 @@ RANKS, SEEDS, STEPS = (1, 2), (0, 1), 8
 
 def tiny(**changes):
     """A config of seconds; `changes` are of dotted fields, with __ for the dot."""
-    config = base.gamma("tiny")
+    config = fields.defaults("tiny")
     settings = {
         "data__name": "linear", "data__resolution": 8, "data__ranks": RANKS,
         "data__train_size": 64, "data__test_size": 32, "model__network": "mlp",

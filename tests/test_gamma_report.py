@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vaebal.data import ImageSet
-from vaebal.experiments import gamma_report
+from vaebal.experiments.gamma import page as gamma_report
 from vaebal.experiments.report import rows_with
 
 ARMS = ("learned 0.01", "adaptive", "fixed at adaptive", "learned 0.001")

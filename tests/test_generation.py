@@ -9,13 +9,11 @@ import pytest
 from configs import celeba128_generation, digits_generation, mnist_generation, rendered64_generation
 from vaebal.data import load
 from vaebal.errors import InputError
-from vaebal.experiments import (
-    generation,
-    generation_report,
-    generation_scores,
-    generation_stages,
-)
-from vaebal.experiments.generation_stages import Stage
+from vaebal.experiments.generation import page as generation_report
+from vaebal.experiments.generation import run as generation
+from vaebal.experiments.generation import scores as generation_scores
+from vaebal.experiments.generation import stages as generation_stages
+from vaebal.experiments.generation.stages import Stage
 from vaebal.generation import classifier, stages
 from vaebal.measures import inception
 from vaebal.measures.frechet import frechet_distance

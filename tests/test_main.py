@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 from configs import digits_kappa
 from vaebal.data import load
 from vaebal.errors import Diverged, InputError
-from vaebal.experiments import checks, kappa_sweep, run
+from vaebal.experiments import checks, run
+from vaebal.experiments.kappa_sweep import run as kappa_sweep
 
 ROOT = Path(__file__).parent.parent
 
@@ -158,7 +159,9 @@ def test_rows_are_consistent(finished):
 
 def test_a_second_start_does_nothing_again(finished, monkeypatch, capsys):
     path, rows = finished
-    monkeypatch.setattr("vaebal.experiments.kappa_sweep.make_trainer", None)  # would fail if called
+    monkeypatch.setattr(
+        "vaebal.experiments.kappa_sweep.run.make_trainer", None
+    )  # would fail if called
     assert run(tiny(), str(path)) == rows
     assert capsys.readouterr().out.count("finished before") == 2
 
@@ -221,7 +224,7 @@ def test_another_config_is_refused(finished):
 
 
 def test_a_finished_member_can_be_loaded(finished):
-    from vaebal.experiments.kappa_sweep import load_member
+    from vaebal.experiments.kappa_sweep.run import load_member
     from vaebal.measures.evaluation import posterior
 
     path, rows = finished
@@ -239,7 +242,7 @@ def test_a_finished_member_can_be_loaded(finished):
 def test_however_stacked_members_agree(finished, tmp_path, capsys, stack, said, programs):
     """The sweep of one program per skip variant: equal up to rounding over its few steps."""
     from vaebal.data import load
-    from vaebal.experiments.kappa_sweep import load_member
+    from vaebal.experiments.kappa_sweep.run import load_member
     from vaebal.measures.evaluation import posterior
 
     _, rows = finished

@@ -30,7 +30,7 @@ def _shapes(params):
 def test_the_network_is_the_papers():
     """Six encoder layers, the heads being the sixth; three blocks of two; one scalar gamma."""
     from configs import mnist_kappa
-    from vaebal.experiments.kappa_sweep import build_model
+    from vaebal.experiments.kappa_sweep.run import build_model
 
     model = build_model(mnist_kappa.get_config(), 784, 50, "residual+affine")
     shapes = _shapes(

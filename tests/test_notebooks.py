@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import theorem1 as theorem1_config
-from vaebal.experiments import theorem1
+from vaebal.experiments.theorem1 import run as theorem1
 from vaebal.streams import stream
 from vaebal.theory import affine, regularized_ae
 from vaebal.theory.penalties import named

@@ -15,8 +15,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 from test_gamma import tiny as tiny_gamma
 from test_main import tiny as tiny_sweep
 
-from vaebal.experiments import gamma, kappa_sweep, parts
+from vaebal.experiments import parts
 from vaebal.experiments import run as run_experiment
+from vaebal.experiments.gamma import run as gamma
+from vaebal.experiments.kappa_sweep import run as kappa_sweep
 from vaebal.training import checkpoints
 from vaebal.training.progress import Scalars
 

@@ -4,7 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from vaebal.experiments import kappa_report, report
+from vaebal.experiments import report
+from vaebal.experiments.kappa_sweep import page as kappa_report
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ import pytest
 
 from configs import theorem1 as config_file
 from vaebal.errors import InputError
-from vaebal.experiments import run, theorem1
+from vaebal.experiments import run
+from vaebal.experiments.theorem1 import run as theorem1
 from vaebal.theory import affine
 
 

@@ -13,7 +13,8 @@ from scipy.stats import binomtest
 
 from configs import theorem2 as config_file
 from vaebal.errors import InputError
-from vaebal.experiments import theorem2, theorem2_report
+from vaebal.experiments.theorem2 import page as theorem2_report
+from vaebal.experiments.theorem2 import run as theorem2
 from vaebal.models import init_params
 from vaebal.streams import stream
 

@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 
 from configs import theorem3 as config_file
 from vaebal.errors import InputError
-from vaebal.experiments import theorem3, theorem3_report
+from vaebal.experiments.theorem3 import page as theorem3_report
+from vaebal.experiments.theorem3 import run as theorem3
 
 
 def tiny(**changes) -> ConfigDict:

@@ -13,7 +13,9 @@ from ml_collections import config_flags
 from vaebal.bench.timing import Work
 from vaebal.data import MANIFOLDS, ImageSet
 from vaebal.errors import InputError
-from vaebal.experiments import checks, gamma, kappa_sweep
+from vaebal.experiments import checks
+from vaebal.experiments.gamma import run as gamma
+from vaebal.experiments.kappa_sweep import run as kappa_sweep
 from vaebal.models import GaussianVAE
 from vaebal.training.engine import Trainer, member_params
 from vaebal.training.streaming import StreamingTrainer

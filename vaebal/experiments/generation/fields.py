@@ -3,7 +3,7 @@
 import ml_collections
 
 
-def generation(name: str) -> ml_collections.ConfigDict:
+def defaults(name: str) -> ml_collections.ConfigDict:
     """Every field; configs/*_generation.py change a few."""
     config = ml_collections.ConfigDict()
     config.experiment = "generation"

@@ -21,7 +21,8 @@ import numpy as np
 
 from vaebal.data import MANIFOLDS, Decode, ImageSet, load, manifold, mean_image, steps_per_epoch
 from vaebal.errors import Diverged, InputError
-from vaebal.experiments import checks, gamma_report, report
+from vaebal.experiments import checks, report
+from vaebal.experiments.gamma import page as gamma_report
 from vaebal.measures import evaluation, mmd
 from vaebal.models import GaussianVAE, conv_vae, infogan_vae, mlp_vae, prior_samples
 from vaebal.models.nets import ACTIVATIONS, PRODUCTS

@@ -17,7 +17,7 @@ from sklearn.metrics import pairwise_distances_argmin
 
 from vaebal.data import ImageSet
 from vaebal.errors import InputError
-from vaebal.experiments.generation_stages import (
+from vaebal.experiments.generation.stages import (
     Session,
     method,
     methods,

@@ -21,9 +21,10 @@ import numpy as np
 from scipy.linalg import hadamard
 
 from vaebal.errors import Diverged, InputError
-from vaebal.experiments import checks, theorem2_report
+from vaebal.experiments import checks
 from vaebal.experiments.parts import finished
 from vaebal.experiments.report import Row
+from vaebal.experiments.theorem2 import page as theorem2_report
 from vaebal.models import GaussianVAE, init_params, latent_noise, mlp_vae
 from vaebal.models.nets import ACTIVATIONS, MLPEncoder, ResidualDecoder
 from vaebal.streams import stream

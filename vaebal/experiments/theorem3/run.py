@@ -17,10 +17,11 @@ import numpy as np
 
 from vaebal.data import load
 from vaebal.errors import Diverged, InputError
-from vaebal.experiments import checks, theorem3_report
+from vaebal.experiments import checks
 from vaebal.experiments.parts import finished
 from vaebal.experiments.report import Row, rows_with
-from vaebal.experiments.theorem3_report import PIXELS
+from vaebal.experiments.theorem3 import page as theorem3_report
+from vaebal.experiments.theorem3.page import PIXELS
 from vaebal.models.nets import ACTIVATIONS
 from vaebal.streams import stream
 from vaebal.theory import regularized_ae as rae

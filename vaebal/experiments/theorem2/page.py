@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from vaebal.experiments import report
-from vaebal.experiments.kappa_report import SKIP_NAMES
+from vaebal.experiments.kappa_sweep.page import SKIP_NAMES
 from vaebal.experiments.report import Row, distinct, rows_with
 from vaebal.training.checkpoints import write_atomically
 

@@ -9,15 +9,16 @@ import jax
 
 from vaebal.data import ImageSet, load, manifold
 from vaebal.errors import InputError
-from vaebal.experiments import checks, generation_report
-from vaebal.experiments.generation_scores import (
+from vaebal.experiments import checks
+from vaebal.experiments.generation import page as generation_report
+from vaebal.experiments.generation.scores import (
     Scorer,
     counts,
     evaluate_images,
     evaluate_pipeline,
     pictures_path,
 )
-from vaebal.experiments.generation_stages import (
+from vaebal.experiments.generation.stages import (
     Session,
     StageProgress,
     build_models,

@@ -13,7 +13,8 @@ import numpy as np
 
 from vaebal.data import ImageSet, load, steps_per_epoch
 from vaebal.errors import Diverged, InputError
-from vaebal.experiments import checks, kappa_report, report
+from vaebal.experiments import checks, report
+from vaebal.experiments.kappa_sweep import page as kappa_report
 from vaebal.measures import evaluation
 from vaebal.models import GaussianVAE, mlp_vae, prior_samples, with_own_skips
 from vaebal.models.nets import ACTIVATIONS, PRODUCTS

@@ -1,0 +1,1 @@
+"""Tables 3 and 4: from balance to samples."""

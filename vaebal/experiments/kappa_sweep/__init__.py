@@ -1,0 +1,1 @@
+"""Table 1: error, NLL and active units against kappa."""

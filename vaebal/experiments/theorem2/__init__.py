@@ -1,0 +1,1 @@
+"""Collapse is stationary, and a saddle."""

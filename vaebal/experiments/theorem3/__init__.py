@@ -1,0 +1,1 @@
+"""Which penalties balance."""
