@@ -162,6 +162,18 @@ def mean_image(rows: Array, decode: Decode = to_unit_pixels, block: int = 256) -
     return jax.lax.map(lambda row: decode(row[None])[0], rows, batch_size=block).mean(0)
 
 
+def host_mean_image(
+    rows: np.ndarray, decode: Decode = to_unit_pixels, block: int = 256
+) -> np.ndarray:
+    """`mean_image` of rows [N, ...] on disk, of which never more than a block is read at once."""
+    decoded = jax.jit(decode)
+    total = sum(
+        np.asarray(decoded(np.asarray(rows[start : start + block]))).sum(0, dtype=np.float64)
+        for start in range(0, len(rows), block)
+    )
+    return np.asarray(total / len(rows), jnp.result_type(float))
+
+
 def load(
     name: str,
     directory: str = "",

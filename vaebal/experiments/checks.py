@@ -6,7 +6,7 @@ from typing import Any
 
 from vaebal.data import ImageSet
 from vaebal.errors import InputError
-from vaebal.training.engine import mesh_for
+from vaebal.training import mesh_for
 
 
 def _value(config: Any, field: str) -> Any:

@@ -186,6 +186,7 @@ def fingerprint(state: Any) -> Array:
     """
 
     def one(leaf: Array) -> Array:
+        leaf = leaf.astype(jnp.uint8) if leaf.dtype == bool else leaf
         octets = jax.lax.bitcast_convert_type(leaf, jnp.uint8).ravel().astype(jnp.uint32)
         weights = 2 * jnp.arange(octets.size, dtype=jnp.uint32) + 1
         return (octets * weights).sum(dtype=jnp.uint32)

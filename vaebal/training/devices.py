@@ -96,29 +96,32 @@ def local(tree: Any) -> Any:
 
 
 class LeaveNotice(contextlib.AbstractContextManager):
-    """Whether a scheduler has asked to leave: SIGTERM, while the context is open.
+    """Whether to leave: SIGTERM from a scheduler, or Ctrl-C, while the context is open.
 
     Of several processes any one may be told; JAX then finds the first epoch that none of them
     has passed, and all leave there. Outside the main thread of a single process, where Python
-    gives signals to nobody, no notice is ever seen.
+    gives signals to nobody, no notice is ever seen. A second Ctrl-C does not wait.
     """
 
     def __init__(self):
         self._told = False
-        self._before = None
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "LeaveNotice":
         alone = not jax.distributed.is_initialized()  # JAX has taken the signal already
         if alone and threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._tell)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._tell)
         return self
 
     def __exit__(self, *exception) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
-    def _tell(self, *signal_and_frame) -> None:
+    def _tell(self, number: int, frame: Any) -> None:
         self._told = True
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
 
     def given(self, epochs: Iterable[int]) -> bool:
         """Whether to leave after `epochs`, those done since this was last asked, in order."""

@@ -19,11 +19,10 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
 
 from vaebal.training.devices import is_writer
-from vaebal.training.engine import EpochMetrics
 
 log = logging.getLogger(__name__)
 
-Report = Callable[[int, int, EpochMetrics, float], None]  # see `training.fit`
+Report = Callable[[int, int, Mapping[str, np.ndarray], float], None]  # see `fit.fit`
 
 # Without a terminal, a line this often instead of a bar.
 SECONDS_BETWEEN_LINES = 30
@@ -117,24 +116,21 @@ class Progress(contextlib.AbstractContextManager):
         self._begun = self._last_line = self._last_write = time.perf_counter()
         self._epochs, self._text = epochs, ""
 
-    def reporter(self, images_per_epoch: int) -> Report:
-        """A `report` for `training.fit`, for members that see so many images an epoch."""
+    def reporter(self, examples_per_epoch: int) -> Report:
+        """A `report` for `training.fit`, for members that see so many examples an epoch."""
 
-        def report(epoch: int, epochs: int, metrics: EpochMetrics, seconds: float) -> None:
-            rate = images_per_epoch * epochs * self._members / seconds
-            self._text = f"{describe(metrics)}  {rate:,.0f} images/s"
-            values = metrics._asdict()
-            del values["stopped"]
-            members = range(self._members)
-            self._show(epoch, [{name: float(v[m]) for name, v in values.items()} for m in members])
+        def report(epoch: int, epochs: int, metrics: Mapping[str, np.ndarray], seconds: float):
+            rate = examples_per_epoch * epochs * self._members / seconds
+            self._text = f"{describe(metrics)}  {rate:,.0f} examples/s"
+            self._bar.update(self._task, completed=epoch, text=self._text)
+            for index, scalars in enumerate(self._scalars):
+                told = {name: v[index] for name, v in metrics.items() if name != "stopped"}
+                scalars.add(epoch, told)
+            self._show(epoch)
 
         return report
 
-    def _show(self, epoch: int, values: Sequence[Mapping[str, float]]) -> None:
-        """The state after `epoch`, and its scalars by member."""
-        self._bar.update(self._task, completed=epoch, text=self._text)
-        for scalars, member in zip(self._scalars, values, strict=False):
-            scalars.add(epoch, member)
+    def _show(self, epoch: int) -> None:
         now = time.perf_counter()
         if now - self._last_write > SECONDS_BETWEEN_WRITES:
             self._last_write = now
@@ -176,15 +172,28 @@ class Progress(contextlib.AbstractContextManager):
         self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def describe(metrics: EpochMetrics) -> str:
+# By metric: what it is called in a line, and how it is printed.
+SHOWN = {
+    "loss": ("loss", ".1f"),
+    "squared_error": ("rec", ".3g"),
+    "gamma": ("γ", ".2g"),
+    "wrong": ("wrong", ".2g"),
+}
+
+
+def describe(metrics: Mapping[str, np.ndarray]) -> str:
     """One line for a stack's metrics [M]: medians, and the range of active dimensions."""
-    stopped = metrics.stopped >= 0
+    stopped = metrics["stopped"] >= 0
     end = f"{stopped.sum()} stopped" if stopped.any() else ""
     if stopped.all():
         return end
-    metrics = EpochMetrics(*(values[~stopped] for values in metrics))
-    low, high = int(np.min(metrics.active)), int(np.max(metrics.active))
-    return (
-        f"loss {np.median(metrics.loss):.1f}  rec {np.median(metrics.squared_error):.2f}  "
-        f"γ {np.median(metrics.gamma):.2g}  active {low if low == high else f'{low}–{high}'}  {end}"
-    ).rstrip()
+    running = {name: values[~stopped] for name, values in metrics.items()}
+    parts = [
+        f"{called} {np.median(running[name]):{digits}}"
+        for name, (called, digits) in SHOWN.items()
+        if name in running
+    ]
+    if "active" in running:
+        low, high = int(np.min(running["active"])), int(np.max(running["active"]))
+        parts.append(f"active {low if low == high else f'{low}–{high}'}")
+    return "  ".join([*parts, end]).rstrip()

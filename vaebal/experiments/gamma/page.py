@@ -20,8 +20,8 @@ from vaebal.data import ImageSet
 from vaebal.data.rendered import FACTORS
 from vaebal.experiments import report
 from vaebal.experiments.report import Row, rows_with
+from vaebal.homotopy.opener import EARLY_PATIENCE
 from vaebal.training.checkpoints import write_atomically
-from vaebal.training.engine import EARLY_PATIENCE
 
 Key = tuple[str, int, int]  # arm, r, seed
 Table = tuple[list[str], list[list[str]]]

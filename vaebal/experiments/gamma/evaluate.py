@@ -1,0 +1,130 @@
+"""Every number of a run's row: errors, counts, distances to the prior, what the latents hold."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vaebal.data import Decode, ImageSet, mean_image
+from vaebal.measures import evaluation, mmd
+from vaebal.measures.factors import factor_r2, factor_shares
+from vaebal.models import GaussianVAE, prior_samples
+from vaebal.streams import stream
+
+
+def largest_variance(images: ImageSet, *, rows: int = 4096, steps: int = 50) -> float:
+    """lambda_1 of the first `rows` training images, above which total collapse is a minimum."""
+    used = jnp.asarray(images.train[:rows])
+
+    @jax.jit
+    def power(used):
+        mean = mean_image(used, images.decode)
+        v = jax.random.normal(stream(0, "largest variance"), mean.shape)
+
+        def step(_, carry):
+            v, _ = carry
+            along = lambda row: (lambda x: x * (x @ v))(images.decode(row[None])[0] - mean)  # noqa: E731
+            image = jax.lax.map(along, used, batch_size=256).mean(0)
+            size = jnp.linalg.norm(image)
+            return image / size, size
+
+        return jax.lax.fori_loop(0, steps, step, (v / jnp.linalg.norm(v), jnp.zeros(())))[1]
+
+    return float(power(used))
+
+
+def evaluate(
+    config: Any, model: GaussianVAE, params: Any, seed: int, images: ImageSet
+) -> dict[str, Any]:
+    """Every number of one run's row; `x` with its standard error `x_se` over the test images."""
+    options = {"seed": seed, "block": config.eval.block, "decode": images.decode}
+    test = evaluation.posterior(model, params, jnp.asarray(images.test), **options)
+    train = evaluation.posterior(
+        model, params, jnp.asarray(images.train[: config.eval.train_images]), **options
+    )
+    gamma = float(jnp.exp(model.apply({"params": params}, method="log_gamma")))
+    z = jnp.asarray(test.sample[: config.eval.mmd_samples])
+    active = test.mean.var(0) > 0.01
+    residual = evaluation.mean_estimate(gamma - train.squared_error_sampled / images.dim)
+    whole = mmd.imq_mmd2_to_normal(z)
+    used = mmd.imq_mmd2_to_normal(z[:, active]) if active.any() else (0.0, 0.0)
+    estimates = {
+        "error_mean": evaluation.mean_estimate(test.squared_error_mean),
+        "error_sampled": evaluation.mean_estimate(test.squared_error_sampled),
+        "negative_elbo": evaluation.mean_estimate(test.negative_elbo),
+        "gamma_residual_train": residual,
+        "active_0.01": evaluation.active_units(test.mean),
+        "active_0.1": evaluation.active_units(test.mean, 0.1),
+        "mmd": whole,
+        "mmd_active": used,
+    }
+    row: dict[str, Any] = {"gamma": gamma}
+    for name, (value, error) in estimates.items():
+        row[name], row[f"{name}_se"] = float(value), float(error)
+    factors, shares = [], []
+    if images.test_factors is not None:
+        factors = factor_r2(
+            train.mean[:, active], images.train_factors[: len(train.mean)],
+            test.mean[:, active], images.test_factors,
+        )  # fmt: skip
+        shares = factor_shares(test.mean, images.test_factors).tolist()
+    return row | {
+        "gamma_residual_relative": float(residual.value / gamma),
+        "kl": float(test.kl.sum()),
+        "active_latents": np.flatnonzero(active).tolist(),
+        "informative": int((test.variance < 0.5).sum()),
+        "residual_over_gamma": residual_variance(model, params, images, config.eval.block) / gamma,
+        "factor_r2": factors,
+        "factor_shares": shares,
+        "kl_per_dimension": test.kl.tolist(),
+        "variance_per_dimension": test.variance.tolist(),
+    }
+
+
+def residual_variance(
+    model: GaussianVAE, params: Any, images: ImageSet, block: int, *, steps: int = 30
+) -> float:
+    """The largest variance of x - x_hat(mean) along any direction, over the first test images.
+
+    Of whole blocks of them, and at most 4,096: the residuals are held together.
+    """
+    rows = min(len(images.test), 4096)
+    size = rows // block * block or rows
+    blocks = jnp.asarray(images.test[:size]).reshape(-1, min(block, size), *images.test.shape[1:])
+    return float(_residual_variance(model, params, blocks, images.decode, steps))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "decode", "steps"))
+def _residual_variance(model: GaussianVAE, params, blocks, decode: Decode, steps: int):
+    apply = functools.partial(model.apply, {"params": params})
+
+    def residual(rows):
+        x = decode(rows)
+        return x - apply(apply(x, method="encode")[0], method="decode")
+
+    residuals = jax.lax.map(residual, blocks).reshape(-1, model.outputs)
+    residuals = residuals - residuals.mean(0)[None, :]
+    v = jax.random.normal(stream(0, "evaluation/residual"), (model.outputs,))
+
+    def step(_, carry):
+        v, _ = carry
+        image = (residuals @ v) @ residuals / len(residuals)
+        length = jnp.linalg.norm(image)
+        return image / length, length
+
+    return jax.lax.fori_loop(0, steps, step, (v / jnp.linalg.norm(v), jnp.zeros(())))[1]
+
+
+def draw_pictures(
+    config: Any, model: GaussianVAE, params: Any, seed: int, images: ImageSet
+) -> dict[str, np.ndarray]:
+    """The first test images, their reconstructions, and samples from the prior."""
+    x = images.decode(jnp.asarray(images.test[: config.eval.pictures]))
+    mean, _ = model.apply({"params": params}, x, method="encode")
+    z = prior_samples(stream(seed, "evaluation/pictures"), len(x), model.latents)
+    decode: Callable = lambda z: model.apply({"params": params}, z, method="decode")  # noqa: E731
+    pictures = {"images": x, "reconstructions": decode(mean), "samples": decode(z)}
+    return jax.tree.map(np.asarray, pictures)

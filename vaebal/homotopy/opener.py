@@ -1,0 +1,123 @@
+"""Latents opened one by one, where those that are open have done what they can."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from vaebal.homotopy.rules import Homotopy, Seen, State
+
+# A variance has fallen anew where the log of its running mean, over so many times the memory of the
+# estimate itself, is so many nats lower.
+PLATEAU_MEMORY, PLATEAU_FALL = 2, 0.1
+# While all is moving fast, a latent waits for this share of the steps so far, and so many at least.
+EARLY_PATIENCE, LEAST_PATIENCE = 0.15, 300
+# A latent is in use where its posterior means vary by more: by the posterior variance alone, what
+# Adam's noise makes of its decoder column could pass for use.
+IN_USE = 0.1
+
+
+class Plateau(NamedTuple):
+    """Since when a variance has not fallen."""
+
+    level: Array  # [], running mean of its log
+    lowest: Array  # [], where the level last fell anew
+    since: Array  # [], the step of that
+
+
+class Opening(NamedTuple):
+    """What the opener remembers, the rule's own memory among it."""
+
+    rule: Any
+    plateau: Plateau
+    latents: Array  # how many there are
+
+
+def follow(plateau: Plateau, variance: Array, step: Array, memory: int) -> Plateau:
+    """A step more of `variance` []; its level is a mean over about `memory` steps."""
+    level = plateau.level + (jnp.log(variance) - plateau.level) / memory
+    fell = level < plateau.lowest - PLATEAU_FALL
+    lowest = jnp.where(fell, level, plateau.lowest)
+    return Plateau(level, lowest, jnp.where(fell, step, plateau.since))
+
+
+def grown(
+    number: Array,
+    plateau: Plateau,
+    seen: Seen,
+    *,
+    latents: Array | int,
+    patience: Array | float,
+    released: Array,
+) -> tuple[Array, Plateau]:
+    """How many latents are open after a step, and the plateau, which begins anew where one opened.
+
+    Args:
+      number: how many were open.
+      plateau: of the residual's largest variance.
+      latents: how many there are.
+      patience: see `one_by_one`.
+      released: [], whether the guard goes.
+    """
+    waited = seen.step - plateau.since
+    early = jnp.maximum(EARLY_PATIENCE * seen.step, LEAST_PATIENCE)
+    used = seen.mean.var(0) > IN_USE
+    latent = jnp.arange(seen.mean.shape[1])
+    all_used = (used | (latent >= number)).all()
+    last_used = (used & (latent == number - 1)).any()
+    patient = waited > jnp.minimum(patience, early)
+    grows = ~released & patient & all_used & (number < latents)
+    shrinks = released & ~last_used & (number > 1)
+    since = jnp.where(grows, seen.step, plateau.since)
+    lowest = jnp.where(grows, plateau.level, plateau.lowest)
+    return number + grows - shrinks, Plateau(plateau.level, lowest, since)
+
+
+def one_by_one(rule: Homotopy, *, patience: Array | float, memory: int = 50) -> Homotopy:
+    """`rule`, with one latent at first and the next where those open have done what they can.
+
+    That is where all of them are in use and the residual's largest variance has not fallen for
+    `patience` steps, or early in training for a share of the steps so far. Were all open from the
+    start, a curve whose principal directions have variances near each other would wake a latent for
+    each of them: none carries enough, at a gamma so near these variances, for the decoder to bend
+    around it. One alone carries more and more while gamma falls. A closed latent is the prior's, as
+    after Theorem 2's collapse.
+
+    Once the rule is released none is opened, and the last one opened is closed again if it is idle:
+    what the data had no use for while gamma was guarded would wake up to explain what is left.
+
+    Args:
+      rule: one that follows the residual, as `guarded` does.
+      patience: steps.
+      memory: the rule's own, in steps.
+
+    Raises:
+      ValueError: the rule does not follow the residual.
+    """
+    if not rule.reads_residual:
+        raise ValueError(
+            "one_by_one opens latents by the residual's variance, which this rule does not follow: "
+            "give it guarded(...)."
+        )
+
+    def init(gamma, latents, key) -> State:
+        state = rule.init(gamma, latents, key)
+        level = jnp.log(state.residual_variance)
+        plateau = Plateau(level, level, jnp.zeros((), jnp.int32))
+        return state._replace(
+            open=jnp.ones((), jnp.int32), memory=Opening(state.memory, plateau, state.open)
+        )
+
+    def update(seen: Seen, state: State) -> State:
+        before = state.memory
+        moved = rule.update(seen, state._replace(memory=before.rule))
+        plateau = follow(
+            before.plateau, moved.residual_variance, seen.step, PLATEAU_MEMORY * memory
+        )
+        number, plateau = grown(
+            state.open, plateau, seen,
+            latents=before.latents, patience=patience, released=moved.released,
+        )  # fmt: skip
+        return moved._replace(open=number, memory=Opening(moved.memory, plateau, before.latents))
+
+    return Homotopy(init, update, reads_residual=True)

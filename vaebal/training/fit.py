@@ -1,0 +1,97 @@
+"""The one training loop: a program from its newest whole checkpoint to its last epoch."""
+
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from vaebal.errors import Diverged
+from vaebal.training.checkpoints import Checkpoints, Preempted
+from vaebal.training.devices import LeaveNotice
+from vaebal.training.program import Metrics, Program, Streamed
+from vaebal.training.step import State
+
+# (epochs done, epochs in the chunk, metrics as NumPy arrays [M], seconds)
+Report = Callable[[int, int, dict[str, np.ndarray], float], None]
+
+
+def fit(
+    program: Program | Streamed,
+    *,
+    epochs: int,
+    epochs_per_chunk: int = 1,
+    epochs_per_checkpoint: int,
+    checkpoints: Checkpoints,
+    report: Report,
+    diverged_goes_on: bool = True,
+) -> State:
+    """Trains to `epochs`, from the newest whole checkpoint if there is one.
+
+    A member whose loss or gradient is not finite stops before that step, and its state stays as
+    it was; the others go on. When none is left training ends.
+
+    Metrics are fetched one chunk late, so that the device never waits for the host, except at a
+    checkpoint: what is saved has been reported. On SIGTERM or Ctrl-C, or on JAX's preemption notice
+    where it runs in several processes, the chunk is finished and saved.
+
+    Args:
+      report: called after every chunk.
+      diverged_goes_on: False: the first member that stops ends it all, and nothing is saved.
+
+    Returns:
+      The state, on the device; `stopped` says which members' is not of the last epoch.
+
+    Raises:
+      Preempted: stopped on notice; the next call goes on from there.
+      Diverged: a member stopped, and `diverged_goes_on` is False.
+      CheckpointError: a checkpoint cannot be written, or none of those present be read.
+    """
+    done, state = checkpoints.restore_latest(program.state_shapes) or (0, program.init())
+    waiting: tuple[int, int, Metrics] | None = None
+    last, running = time.perf_counter(), True
+
+    def settle() -> None:
+        nonlocal waiting, last, running
+        if waiting is None:
+            return
+        *counts, metrics = jax.device_get(waiting)
+        waiting = None
+        running = (metrics["stopped"] < 0).any()
+        if not diverged_goes_on:
+            _require_running(metrics["stopped"], checkpoints)
+        now = time.perf_counter()
+        report(*counts, metrics, now - last)
+        last = now
+
+    with LeaveNotice() as notice:
+        while done < epochs and running:
+            until_checkpoint = epochs_per_checkpoint - done % epochs_per_checkpoint
+            count = min(epochs_per_chunk, epochs - done, until_checkpoint)
+            state, metrics = program.run(state, count)
+            done += count
+            settle()
+            waiting = (done, count, metrics)
+            leave = notice.given(range(done - count + 1, done + 1))
+            if leave or count == until_checkpoint or done == epochs or not running:
+                settle()
+                checkpoints.save(done, state)
+            # Asked again where training ends: what comes after the last save must not begin.
+            if leave or (done == epochs and notice.given(())):
+                raise Preempted(
+                    f"Stopped on notice after epoch {done} of {epochs}, saved in "
+                    f"{checkpoints.directory}: the same command goes on from there."
+                )
+    return state
+
+
+def _require_running(stopped: np.ndarray, checkpoints: Checkpoints) -> None:
+    if (stopped < 0).all():
+        return
+    kept = checkpoints.latest
+    where = checkpoints.path(kept) if kept is not None else "none yet"
+    raise Diverged(
+        f"Loss or gradient not finite at step {stopped[stopped >= 0].min()} of "
+        f"{checkpoints.directory}; last good checkpoint: {where}. Lower its learning_rate or "
+        "gamma_rate, in a new --workdir."
+    )

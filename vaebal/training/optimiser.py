@@ -1,0 +1,47 @@
+"""Adam for the weights: warm-up, cosine decay, clipping, and a bound that follows gamma."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+
+class Optimisation(NamedTuple):
+    """Optimiser settings, shared by all members of a program."""
+
+    learning_rate: float
+    final_learning_rate: float
+    warmup_steps: int
+    total_steps: int  # at whose end the cosine decay ends
+    clip_norm: float  # of gamma times the gradient, see `step.train_step`
+    beta2: float = 0.999  # near 1 it lags behind a gradient that grows
+    jitter: float = 0.0  # 0: none; else no step is longer than `homotopy.steady_rate`
+
+
+def weights_optimiser(
+    settings: Optimisation, taken: Array | bool = True, longest: Array | float = jnp.inf
+) -> optax.GradientTransformation:
+    """Clipped Adam with warm-up and cosine decay.
+
+    Args:
+      taken: a step that is not follows no gradient.
+      longest: bounds the rate and, where settings.jitter is above 0, each weight's step: Adam's
+        steps are longer than its rate where the moments lag behind, as of a latent just opened.
+    """
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0,
+        settings.learning_rate,
+        settings.warmup_steps,
+        max(settings.total_steps, settings.warmup_steps + 1),
+        settings.final_learning_rate,
+    )
+    # After the clipping, so that its norm and the one in the statistics are computed once.
+    gate = optax.stateless_with_tree_map(lambda update, _: jnp.where(taken, update, 0.0))
+    adam = optax.adam(lambda step: jnp.minimum(schedule(step), longest), b2=settings.beta2)
+    parts = [optax.clip_by_global_norm(settings.clip_norm), gate, adam]
+    if settings.jitter > 0:
+        parts.append(
+            optax.stateless_with_tree_map(lambda update, _: jnp.clip(update, -longest, longest))
+        )
+    return optax.chain(*parts)
