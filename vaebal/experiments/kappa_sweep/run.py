@@ -1,34 +1,37 @@
 """Table 1: error, NLL and active units against kappa, with and without skip connections."""
 
-import dataclasses
+import functools
 import itertools
-import json
-import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from vaebal.data import ImageSet, load, steps_per_epoch
-from vaebal.errors import Diverged, InputError
-from vaebal.experiments import checks, report
-from vaebal.experiments.kappa_sweep import page as kappa_report
+from vaebal import homotopy
+from vaebal.data import ImageSet, load, mean_image, steps_per_epoch
+from vaebal.errors import InputError
+from vaebal.experiments import cells as runner
+from vaebal.experiments import checks
+from vaebal.experiments.cells import Cells, Schedule
+from vaebal.experiments.kappa_sweep import page
+from vaebal.homotopy import Homotopy
 from vaebal.measures import evaluation
 from vaebal.models import GaussianVAE, mlp_vae, prior_samples, with_own_skips
 from vaebal.models.nets import ACTIVATIONS, PRODUCTS
 from vaebal.streams import stream
-from vaebal.training import devices
-from vaebal.training.checkpoints import (
-    Checkpoints,
-    load_arrays,
-    open_workdir,
-    save_arrays,
-    workdir_path,
-    write_atomically,
+from vaebal.training import (
+    Member,
+    Optimisation,
+    Program,
+    State,
+    devices,
+    gaussian_vae,
+    member_params,
+    shared_given,
+    stack_members,
 )
-from vaebal.training.engine import Member, Optimisation, Trainer, fit, member_params, stack_members
+from vaebal.training.checkpoints import Checkpoints, open_workdir, workdir_path
 from vaebal.training.progress import Progress
 from vaebal.units import to_unit_pixels
 
@@ -39,14 +42,9 @@ STACKS = {
     "skips": "one program per skip variant",
     "none": "one program per member",
 }
-# Below this many parameters a training step is mostly overhead on a CPU, which stacked
-# members share; above, one member's matrix products fill the cores and stacking only
-# adds padding.
-STACK_BELOW_PARAMETERS = 300_000
 
 
-@dataclasses.dataclass(frozen=True, order=True)
-class Cell:
+class Cell(NamedTuple):
     """One member of the sweep."""
 
     skips: str
@@ -102,7 +100,6 @@ def build_model(config: Any, dim: int, latents: int, *skips: str) -> GaussianVAE
         having = {skip in variant for variant in skips}
         return having.pop() if len(having) == 1 else None
 
-    fixed = config.train.gamma_rule == "fixed"
     return mlp_vae(
         outputs=dim,
         latents=latents,
@@ -114,8 +111,6 @@ def build_model(config: Any, dim: int, latents: int, *skips: str) -> GaussianVAE
         affine_skip=shared("affine"),
         branch_scale=config.model.branch_scale,
         log_var_init=config.model.log_var_init,
-        gamma=config.model.gamma if fixed else None,
-        gamma_init=config.model.gamma,
         products=PRODUCTS[config.model.products],
     )
 
@@ -134,7 +129,7 @@ def stack_mode(config: Any, dim: int) -> tuple[str, str]:
     if mode == "auto":
         if jax.default_backend() != "cpu":
             mode, why = "all", ": stacked members fill an accelerator"
-        elif _parameters(config, dim) < STACK_BELOW_PARAMETERS:
+        elif runner.worth_stacking(_parameters(config, dim)):
             mode, why = "skips", ": a step of so small a net is mostly overhead, which they share"
         else:
             mode, why = "none", ": one member's products fill the cores"
@@ -175,126 +170,96 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
     check(config)
     images = load(config.data.name, config.data.dir)
     mode, stacking = stack_mode(config, images.dim)
-    groups = stacks(config, mode)
-    for members in set(map(len, groups)):
+    groups = {stack_name(group): group for group in stacks(config, mode)}
+    for members in set(map(len, groups.values())):
         checks.batch_size(config, images, members)
     # After all that can be refused: a workdir holds no config that never ran.
     path = open_workdir(workdir, config.to_dict())
-    cells = list(itertools.chain(*groups))
     print(
-        f"{config.name}: {len(cells)} members, {stacking}; {config.train.epochs} epochs each, on "
-        f"{images.name} ({len(images.train)} training and {len(images.test)} test images), "
-        f"{jax.device_count()} {jax.devices()[0].device_kind} device(s); workdir {path}",
+        f"{config.name}: {sum(map(len, groups.values()))} members, {stacking}; "
+        f"{config.train.epochs} epochs each, on {images.name} ({len(images.train)} training and "
+        f"{len(images.test)} test images), {jax.device_count()} {jax.devices()[0].device_kind} "
+        f"device(s); workdir {path}",
         flush=True,
     )
-    with Progress(len(groups), path / "tensorboard") as progress:
-        for group in groups:
-            finished = devices.is_writer() and all(_row_path(path, c).exists() for c in group)
-            if devices.agreed(finished):
-                progress.skip(stack_name(group))
-            else:
-                _run_stack(config, path, images, group, progress)
-    devices.agreed(True)  # all wait until the first process has written the last rows
-    rows = {cell: json.loads(_row_path(path, cell).read_text()) for cell in cells}
-    finished = {cell: row for cell, row in rows.items() if "stopped" not in row}
-    stopped = report.stopped(
-        {cell.name: row for cell, row in rows.items()},
-        "Lower train.learning_rate or train.gamma_rate, or start from a larger model.gamma",
+    cells, rows = (
+        Cells(path, "members"),
+        (jax.device_put(images.train), jax.device_put(images.test)),
     )
-    if finished and devices.is_writer():
-        pictures = {cell: load_arrays(_pictures_path(path, cell)) for cell in finished}
-        kappa_report.write(config, path, list(finished.values()), stopped, pictures, images)
-    if stopped:
-        raise Diverged(stopped)
-    return list(rows.values())
+
+    def train_group(name: str, group: Sequence[Cell], progress: Progress) -> None:
+        model = build_model(config, images.dim, max(c.kappa for c in group), *_skips(group))
+        runner.train(
+            cells, name, group, lambda: make_program(config, images, group)[1],
+            _schedule(config, images), functools.partial(_evaluate, config, model, images.name, rows),
+            progress,
+        )  # fmt: skip
+
+    def write(finished: dict[Cell, dict[str, Any]], stopped: str) -> None:
+        pictures = {cell: cells.arrays(cell) for cell in finished}
+        page.write(config, path, list(finished.values()), stopped, pictures, images)
+
+    fix = "Lower train.learning_rate or train.gamma_rate, or start from a larger model.gamma"
+    return runner.report_all(runner.train_all(cells, groups, train_group), fix, write)
 
 
-def _row_path(path: Path, cell: Cell) -> Path:
-    return path / "members" / cell.name / "row.json"
-
-
-def _write_row(path: Path, cell: Cell, row: dict[str, Any]) -> None:
-    write_atomically(_row_path(path, cell), json.dumps(row, indent=1) + "\n")
-
-
-def _pictures_path(path: Path, cell: Cell) -> Path:
-    return path / "members" / cell.name / "pictures.npz"
-
-
-def make_trainer(
-    config: Any, images: ImageSet, cells: Sequence[Cell]
-) -> tuple[GaussianVAE, Trainer]:
-    """The compiled training program of stacked cells."""
-    model = build_model(config, images.dim, max(c.kappa for c in cells), *{c.skips for c in cells})
-    steps = steps_per_epoch(len(images.train), config.train.batch_size)
-    settings = Optimisation(
-        learning_rate=config.train.learning_rate,
-        final_learning_rate=config.train.final_learning_rate,
-        warmup_steps=config.train.warmup_steps,
-        total_steps=config.train.epochs * steps,
-        clip_norm=config.train.clip_norm,
-        gamma_rule=config.train.gamma_rule,
-    )
-    members = stack_members(
-        [
-            Member(
-                c.seed,
-                c.kappa,
-                config.model.gamma,
-                config.train.gamma_rate,
-                residual="residual" in c.skips,
-                affine="affine" in c.skips,
-            )
-            for c in cells
-        ]
-    )
-    return model, Trainer(
-        model, settings, members, images.train, config.train.batch_size,
-        shard_parameters=config.train.shard_parameters,
+def _schedule(config: Any, images: ImageSet) -> Schedule:
+    train = config.train
+    return Schedule(
+        train.epochs, train.epochs_per_chunk, train.epochs_per_checkpoint,
+        steps_per_epoch(len(images.train), train.batch_size), train.batch_size,
     )  # fmt: skip
 
 
-def _run_stack(
-    config: Any, path: Path, images: ImageSet, cells: Sequence[Cell], progress: Progress
-) -> None:
-    progress.start(stack_name(cells), [cell.name for cell in cells], config.train.epochs)
-    start = time.perf_counter()
-    model, trainer = make_trainer(config, images, cells)
-    per_epoch = steps_per_epoch(len(images.train), config.train.batch_size)
-    with Checkpoints(path / "checkpoints" / stack_name(cells)) as checkpoints:
-        state = fit(
-            trainer,
-            epochs=config.train.epochs,
-            epochs_per_chunk=config.train.epochs_per_chunk,
-            epochs_per_checkpoint=config.train.epochs_per_checkpoint,
-            checkpoints=checkpoints,
-            report=progress.reporter(per_epoch * config.train.batch_size),
+def _skips(cells: Sequence[Cell]) -> set[str]:
+    return {cell.skips for cell in cells}
+
+
+def _rule(config: Any, dim: int, member: Member) -> Homotopy:
+    rate = config.train.gamma_rate
+    match config.train.gamma_rule:
+        case "closed_form":
+            return homotopy.closed_form(rate)
+        case "adam":
+            return homotopy.gradient(rate, dim)
+    return homotopy.fixed()
+
+
+def make_program(
+    config: Any, images: ImageSet, cells: Sequence[Cell]
+) -> tuple[GaussianVAE, Program]:
+    """The network and the compiled training program of stacked cells."""
+    model = build_model(config, images.dim, max(c.kappa for c in cells), *_skips(cells))
+    train = config.train
+    settings = Optimisation(
+        learning_rate=train.learning_rate,
+        final_learning_rate=train.final_learning_rate,
+        warmup_steps=train.warmup_steps,
+        total_steps=train.epochs * steps_per_epoch(len(images.train), train.batch_size),
+        clip_norm=train.clip_norm,
+    )
+    members = [
+        Member(
+            c.seed, c.kappa, config.model.gamma,
+            residual="residual" in c.skips, affine="affine" in c.skips,
         )
-    seconds = time.perf_counter() - start
-    state = devices.local(state._replace(opt_state=()))
-    if not devices.is_writer():
-        return
-    train = devices.local(trainer.images)
-    test = jax.device_put(images.test)
-    for index, cell in enumerate(cells):
-        progress.note(f"evaluating {cell.name}")
-        row, step = dataclasses.asdict(cell), int(state.stopped[index])
-        if step >= 0:
-            _write_row(path, cell, row | {"stopped": step})
-            continue
-        params = member_params(state, index)
-        row |= {
-            **evaluate(config, model, params, cell, train, test),
-            "epochs": config.train.epochs,
-            "steps": int(state.step[index]),
-            "train_seconds": seconds / len(cells),
-            "data": images.name,
-        }
-        pictures = draw_pictures(config, model, params, cell, test)
-        save_arrays(_pictures_path(path, cell), **pictures)
-        # The row last: its presence says that the member is finished.
-        _write_row(path, cell, row)
-    progress.done()
+        for c in cells
+    ]  # fmt: skip
+    mean = jax.jit(lambda rows: mean_image(rows, images.decode))(images.train)
+    return model, Program(
+        gaussian_vae(model, images.decode), settings, stack_members(members), images.train,
+        train.batch_size, given=shared_given(mean, len(members)),
+        rule=functools.partial(_rule, config, images.dim),
+        shard_parameters=train.shard_parameters,
+    )  # fmt: skip
+
+
+def _evaluate(
+    config: Any, model: GaussianVAE, data: str, rows: tuple, cell: Cell, params: Any, state: State
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    train, test = rows
+    row = evaluate(config, model, params, cell, train, test) | {"data": data}
+    return row, draw_pictures(config, model, params, cell, test)
 
 
 def evaluate(
@@ -370,8 +335,8 @@ def load_member(
         with Checkpoints(path) as saved:
             if saved.latest is not None:
                 images = load(config.data.name, config.data.dir)
-                model, trainer = make_trainer(config, images, group)
-                _, state = saved.restore_latest(trainer.state_shapes)
+                model, program = make_program(config, images, group)
+                _, state = saved.restore_latest(program.state_shapes)
                 return with_own_skips(
                     model, member_params(devices.local(state), group.index(wanted))
                 )
