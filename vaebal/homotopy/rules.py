@@ -166,8 +166,8 @@ def guarded(
     """`closed_form`, but not below `guard` times the residual's largest variance.
 
     An idle latent wakes up where the residual x - x_hat has a direction of variance above gamma
-    that it could explain (Theorem 2). Guarded by that variance, gamma waits until the latents in use
-    have bent to explain what they can, before a spare one does it for them.
+    that it could explain (Theorem 2). Guarded by that variance, gamma waits until the latents in
+    use have bent to explain what they can, before a spare one does it for them.
 
     Args:
       rate: nats of log gamma a step, at most.

@@ -182,17 +182,14 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
         f"device(s); workdir {path}",
         flush=True,
     )
-    cells, rows = (
-        Cells(path, "members"),
-        (jax.device_put(images.train), jax.device_put(images.test)),
-    )
+    cells, rows = Cells(path, "members"), jax.device_put((images.train, images.test))
 
     def train_group(name: str, group: Sequence[Cell], progress: Progress) -> None:
         model = build_model(config, images.dim, max(c.kappa for c in group), *_skips(group))
         runner.train(
             cells, name, group, lambda: make_program(config, images, group)[1],
-            _schedule(config, images), functools.partial(_evaluate, config, model, images.name, rows),
-            progress,
+            _schedule(config, images),
+            functools.partial(_evaluate, config, model, images.name, rows), progress,
         )  # fmt: skip
 
     def write(finished: dict[Cell, dict[str, Any]], stopped: str) -> None:
