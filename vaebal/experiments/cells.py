@@ -14,11 +14,12 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
-from vaebal.errors import Diverged
+from vaebal.errors import Diverged, InputError
 from vaebal.experiments import report
 from vaebal.experiments.report import Row
-from vaebal.training import Program, State, Streamed, devices, fit
+from vaebal.training import Program, State, Streamed, devices, fit, member_params
 from vaebal.training.checkpoints import Checkpoints, load_arrays, save_arrays, write_atomically
 from vaebal.training.progress import Progress
 
@@ -54,7 +55,7 @@ Evaluate = Callable[[Cell, Any, State], tuple[Row, Arrays]]
 
 
 class Cells:
-    """What the cells of one workdir have made: rows, histories, pictures.
+    """What the cells of one workdir have made: rows, histories, arrays, checkpoints.
 
     Attributes:
       path: the workdir.
@@ -83,7 +84,30 @@ class Cells:
 
     def arrays(self, cell: Cell) -> Arrays:
         """What a finished cell keeps beside its row."""
-        return load_arrays(self.folder(cell) / "pictures.npz")
+        return load_arrays(self.folder(cell) / "arrays.npz")
+
+    def params(self, cell: Cell, name: str, index: int, shapes: State) -> Any:
+        """A finished cell's parameters, of the epoch that its row tells of.
+
+        Args:
+          name: its group's.
+          index: its place in the group.
+          shapes: the group's, see `training.state_shapes`.
+
+        Raises:
+          InputError: it is not finished.
+          CheckpointError: there is no whole checkpoint of that epoch.
+        """
+        if not self.finished(cell):
+            raise InputError(
+                f"{cell.name!r} is not finished in {self.path}: make it first, by running the "
+                "experiment in this workdir."
+            )
+        with Checkpoints(self.path / "checkpoints" / name) as saved:
+            state = saved.restore(self.row(cell)["epochs"], shapes)
+        whole = NamedSharding(jax.tree.leaves(shapes)[0].sharding.mesh, PartitionSpec())
+        own = jax.jit(lambda state: member_params(state, index), out_shardings=whole)
+        return own(state._replace(opt_state=()))
 
     def history(self, cell: Cell) -> list[dict[str, float]]:
         """Metrics at every chunk's end, up to the last checkpoint."""
@@ -193,7 +217,7 @@ def _finish(
         return
     row, arrays = evaluate(cell, state.params, state)
     if arrays:
-        save_arrays(cells.folder(cell) / "pictures.npz", **arrays)
+        save_arrays(cells.folder(cell) / "arrays.npz", **arrays)
     told = {
         "epochs": schedule.epochs,
         "steps": int(state.step),

@@ -6,7 +6,7 @@ fed from the host) compiles it, `fit` runs it and resumes it.
 
 from vaebal.training.fit import fit
 from vaebal.training.optimiser import Optimisation
-from vaebal.training.program import Program, Streamed, mesh_for, shared_given
+from vaebal.training.program import Program, Streamed, mesh_for, shared_given, state_shapes
 from vaebal.training.step import (
     At,
     Member,
@@ -33,4 +33,5 @@ __all__ = [
     "mesh_for",
     "shared_given",
     "stack_members",
+    "state_shapes",
 ]

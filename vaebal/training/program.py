@@ -76,6 +76,35 @@ def placed(shapes: Any, mesh: Mesh, split: bool) -> Any:
     return jax.tree.map(one, shapes)
 
 
+def _init(
+    objective: Objective, settings: Optimisation, rule: Rule, members: Member, given: Any
+) -> State:
+    """Stacked members' states before their first step."""
+    start = lambda member, own: init_state(objective, settings, rule, member, own)  # noqa: E731
+    return jax.vmap(start)(members, given)
+
+
+def state_shapes(
+    objective: Objective,
+    settings: Optimisation,
+    rule: Rule,
+    members: Member,
+    given: Any,
+    *,
+    mesh: Mesh | None = None,
+    split: bool = False,
+) -> State:
+    """Of a program's stacked states, with shardings, to restore a checkpoint without compiling.
+
+    Args:
+      given: the objective's, [M, ...], or the shapes of it.
+      mesh, split: see `Program`.
+    """
+    mesh = mesh_for(len(members.seed)) if mesh is None else mesh
+    start = lambda members, given: _init(objective, settings, rule, members, given)  # noqa: E731
+    return placed(jax.eval_shape(start, members, given), mesh, split=split)
+
+
 def _compiled(function: Any, *arguments: Any, **options: Any) -> Any:
     """Compiled ahead of time, so that it cannot retrace: other shapes are an error."""
     return jax.jit(function, **options).lower(*arguments).compile()
@@ -102,16 +131,15 @@ class _Compiled:
         self._by_example = NamedSharding(mesh, PartitionSpec("data"))
 
     def _compile_init(self) -> None:
-        def init(members, given):
-            start = lambda member, own: init_state(  # noqa: E731
-                self._objective, self._settings, self._rule, member, own
-            )
-            return jax.vmap(start)(members, given)
-
-        shapes = jax.eval_shape(init, self.members, self._given)
-        self.state_shapes = placed(shapes, self._mesh, split=self._split)
+        whole = (self._objective, self._settings, self._rule)
+        self.state_shapes = state_shapes(
+            *whole, self.members, self._given, mesh=self._mesh, split=self._split
+        )
         self._shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state_shapes)
-        self._init = _compiled(init, self.members, self._given, out_shardings=self._shardings)
+        self._init = _compiled(
+            lambda members, given: _init(*whole, members, given),
+            self.members, self._given, out_shardings=self._shardings,
+        )  # fmt: skip
 
     def _stepped(self, member: Member, tallied: Tallied, batch: Any, given: Any) -> Tallied:
         """A step, with its statistics added."""

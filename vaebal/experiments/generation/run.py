@@ -3,6 +3,7 @@
 `generation_stages` trains, `generation_scores` measures, `generation_report` writes.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import jax
 from vaebal.data import ImageSet, load, manifold
 from vaebal.errors import InputError
 from vaebal.experiments import checks
+from vaebal.experiments.cells import train_all
 from vaebal.experiments.generation import page as generation_report
 from vaebal.experiments.generation.scores import (
     Scorer,
@@ -20,7 +22,6 @@ from vaebal.experiments.generation.scores import (
 )
 from vaebal.experiments.generation.stages import (
     Session,
-    StageProgress,
     build_models,
     make,
     networks,
@@ -120,15 +121,14 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
     path = open_workdir(workdir, config.to_dict())
     session = Session(config, path, images, targets)
     print(
-        f"{config.name}: {len(session.stages)} stages, {len(config.train.seeds)} pipelines on "
-        f"{images.name} ({len(images.train)} training and {len(images.test)} test images, "
+        f"{config.name}: {sum(map(len, session.groups.values()))} stages, "
+        f"{len(config.train.seeds)} pipelines on {images.name} ({len(images.train)} training and {len(images.test)} test images, "
         f"{images.image_shape}), {jax.device_count()} {jax.devices()[0].device_kind} device(s); "
         f"workdir {path}",
         flush=True,
     )
-    with StageProgress(len(session.stages), path / "tensorboard") as progress:
-        for stage in session.stages:
-            make(session, stage, progress)
+    make_group = functools.partial(make, session)
+    stage_rows = list(train_all(session.cells, session.groups, make_group).values())
     scorer = Scorer(session)
     rows = evaluate_images(session, scorer)
     for seed in config.train.seeds:
@@ -136,7 +136,6 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
     if not devices.is_writer():
         return rows
     pictures = {seed: load_arrays(pictures_path(session, seed)) for seed in config.train.seeds}
-    stage_rows = [session.row(stage) for stage in session.stages]
     generation_report.write(config, path, rows, stage_rows, pictures, images)
     return rows
 

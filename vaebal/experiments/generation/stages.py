@@ -1,16 +1,13 @@
 """The stages of the generation experiment: which there are, what each is trained on, how.
 
 A seed is a whole pipeline: "ae"; for every space in which the first VAE's error is measured
-"vae_SPACE" and "vae_plus_SPACE"; "wae". Each has a folder stages/NAME_seedK with its checkpoints,
-and row.json written last, which says that it is finished and is never made again.
+"vae_SPACE" and "vae_plus_SPACE"; "wae". Seeds of a small stage train together.
 """
 
-import dataclasses
 import functools
-import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,60 +16,70 @@ import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
+from vaebal import homotopy
 from vaebal.data import ImageSet, mean_image, steps_per_epoch
-from vaebal.errors import InputError
+from vaebal.experiments.cells import Cells, Schedule, train, worth_stacking
 from vaebal.generation import classifier, stages
 from vaebal.models import conv_vae, init_params, latent_noise, mlp_vae
 from vaebal.models.nets import ACTIVATIONS
-from vaebal.training import devices
-from vaebal.training.checkpoints import Checkpoints, load_arrays, save_arrays, write_atomically
+from vaebal.streams import stream
+from vaebal.training import (
+    At,
+    Member,
+    Objective,
+    Optimisation,
+    Program,
+    State,
+    Told,
+    devices,
+    mesh_for,
+    stack_members,
+    state_shapes,
+)
 from vaebal.training.devices import place
-from vaebal.training.engine import Optimisation, mesh_for
-from vaebal.training.fitting import Fitter, fit
 from vaebal.training.progress import Progress
 
 CLASSIFIER_SEED = 0  # one for all pipelines, so that their distances compare
 
 
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """One training run of the pipeline `seed`."""
+class Stage(NamedTuple):
+    """One training run of the pipeline `seed`; a cell."""
 
-    name: str  # "ae", "vae_pixels", "vae_plus_pixels", "vae_codes", ..., "wae", "classifier"
+    stage: str  # "ae", "vae_pixels", "vae_plus_pixels", "vae_codes", ..., "wae", "classifier"
     seed: int
 
     @property
-    def folder(self) -> str:
+    def name(self) -> str:
         """Its folder's name."""
-        return f"{self.name}_seed{self.seed}"
+        return f"{self.stage}_seed{self.seed}"
 
     @property
     def section(self) -> str:
         """The config's section for it."""
         for section in ("vae_plus", "vae"):
-            if self.name.startswith(section):
+            if self.stage.startswith(section):
                 return section
-        return self.name
+        return self.stage
 
     @property
     def space(self) -> str:
         """Where the error of the first VAE on its way is measured."""
-        return self.name.rpartition("_")[2]
+        return self.stage.rpartition("_")[2]
 
     @property
     def before(self) -> "Stage | None":
         """The stage whose outputs this one is trained on."""
         if self.section == "vae_plus":
             return Stage(f"vae_{self.space}", self.seed)
-        return None if self.name in ("ae", "classifier") else Stage("ae", self.seed)
+        return None if self.stage in ("ae", "classifier") else Stage("ae", self.seed)
 
 
-def pipeline(config: Any, seed: int) -> list[Stage]:
-    """The stages of one seed, each after the one it needs."""
+def pipeline(config: Any) -> list[str]:
+    """The names of a pipeline's stages, each after the one it needs."""
     names = ["ae"]
     for space in config.vae.spaces:
         names += [f"vae_{space}", f"vae_plus_{space}"]
-    return [Stage(name, seed) for name in (*names, "wae")]
+    return [*names, "wae"]
 
 
 def method(kind: str, space: str, config: Any) -> str:
@@ -128,52 +135,53 @@ def build_models(
     return models
 
 
-class StageProgress(Progress):
-    """Its bar, for metrics in a dictionary."""
-
-    def stage_reporter(self) -> Callable[[int, dict[str, float]], None]:
-        """A `report` for `fitting.fit`."""
-
-        def report(epoch: int, metrics: dict[str, float]) -> None:
-            names = {"loss": "loss", "squared_error": "rec", "gamma": "γ", "wrong": "wrong"}
-            self._text = "  ".join(
-                f"{text} {metrics[name]:.3g}" for name, text in names.items() if name in metrics
-            )
-            self._show(epoch, [metrics])
-
-        return report
-
-
 class Session:
-    """What the stages of one workdir share: data, networks, compiled programs, finished stages."""
+    """What the stages of one workdir share: data, networks, compiled programs, finished stages.
+
+    Attributes:
+      groups: by name, the stages that train together, in the order in which they can.
+    """
 
     def __init__(
         self, config: Any, path: Path, images: ImageSet, targets: classifier.Targets | None
     ):
-        self.config, self.path, self.images, self.targets = config, path, images, targets
+        self.config, self.images, self.targets = config, images, targets
+        self.cells = Cells(path, "stages")
         self.models = build_models(config, images.image_shape, targets)
-        self.stages = [stage for seed in config.train.seeds for stage in pipeline(config, seed)]
-        if self.targets is not None:
-            self.stages.append(Stage("classifier", CLASSIFIER_SEED))
-        self._codes: tuple[int, Array] | None = None
-        self._fitters: dict[str, Fitter] = {}
+        self.groups = self._groups()
+        self._codes: dict[int, Array] = {}
+        self._programs: dict[tuple[str, int], Program] = {}
         everywhere = self._everywhere = NamedSharding(mesh_for(1), PartitionSpec())
         self._encode = jax.jit(self._code_of, out_shardings=everywhere)
         self._posterior = jax.jit(
             functools.partial(stages.encode, self.models["vae"]), out_shardings=everywhere
         )
 
-    def folder(self, stage: Stage) -> Path:
-        """Where a stage lies."""
-        return self.path / "stages" / stage.folder
+    def _groups(self) -> dict[str, list[Stage]]:
+        groups: dict[str, list[Stage]] = {}
+        seeds = self.config.train.seeds
+        for name in pipeline(self.config):
+            stacked = worth_stacking(self._parameters(Stage(name, 0)))
+            for group in [list(seeds)] if stacked else [[seed] for seed in seeds]:
+                called = f"{name}_seed{'-'.join(map(str, group))}"
+                groups[called] = [Stage(name, seed) for seed in group]
+        if self.targets is not None:
+            one = Stage("classifier", CLASSIFIER_SEED)
+            groups[one.name] = [one]
+        return groups
 
-    def finished(self, stage: Stage) -> bool:
-        """Whether its row is written; of several processes all ask together."""
-        return devices.agreed(devices.is_writer() and (self.folder(stage) / "row.json").exists())
+    def _parameters(self, stage: Stage) -> int:
+        model = self.models[stage.section]
+        shapes = jax.eval_shape(
+            model.init, jax.random.key(0), np.zeros((1, model.outputs)),
+            np.zeros((1, model.latents)),
+        )  # fmt: skip
+        return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
-    def row(self, stage: Stage) -> dict[str, Any]:
-        """A finished stage's row."""
-        return json.loads((self.folder(stage) / "row.json").read_text())
+    @property
+    def path(self) -> Path:
+        """The workdir."""
+        return self.cells.path
 
     @functools.cached_property
     def train(self) -> Array:
@@ -201,17 +209,14 @@ class Session:
         Raises:
           InputError: it is not finished.
         """
-        if not self.finished(stage):
-            raise InputError(
-                f"Stage {stage.folder!r} is not finished in {self.path}: make it first, by running "
-                "the experiment in this workdir."
-            )
-        with Checkpoints(self.folder(stage) / "checkpoints") as saved:
-            dim = self.images.dim if stage.before is None else self.config.ae.codes
-            given = {"mean": np.zeros(dim, np.float32), "variance": np.float32(1)}  # their shapes
-            shapes = self.fitter(stage.name).shapes(stage.seed, given)
-            _, state = saved.restore_latest(shapes)
-            return state.params
+        name, group = next((n, g) for n, g in self.groups.items() if stage in g)
+        dim = self.images.dim if stage.before is None else self.config.ae.codes
+        given = {"mean": np.zeros((len(group), dim), np.float32)}  # for its shape
+        members = stack_members([Member(each.seed) for each in group])
+        shapes = state_shapes(
+            self.objective(stage), self.settings(stage), self.rule(stage), members, given
+        )
+        return self.cells.params(stage, name, group.index(stage), shapes)
 
     @functools.cached_property
     def classifier(self) -> Any:
@@ -220,12 +225,7 @@ class Session:
 
     def scale(self, seed: int) -> stages.Scale:
         """What standardises the codes of the pipeline `seed`."""
-        saved = load_arrays(self.folder(Stage("ae", seed)) / "scale.npz")
-        return stages.Scale(**place(saved, self._everywhere))
-
-    def raw_codes(self, params: Any) -> Array:
-        """The autoencoder's codes of all training images, [N, C], as they are."""
-        return self._encode(params, self.train)
+        return stages.Scale(**place(self.cells.arrays(Stage("ae", seed)), self._everywhere))
 
     def _code_of(self, params: Any, rows: Array) -> Array:
         def one(row):
@@ -234,104 +234,137 @@ class Session:
         return jax.lax.map(one, rows, batch_size=self.config.eval.block)
 
     def codes(self, seed: int) -> Array:
-        """The standardised codes of all training images, [N, C]; the last seed's are kept."""
-        if self._codes is None or self._codes[0] != seed:
-            raw = self.raw_codes(self.params(Stage("ae", seed)))
-            self._codes = seed, self.scale(seed).standardise(raw)
-        return self._codes[1]
-
-    def given(self, stage: Stage) -> dict[str, Any]:
-        """What does not change while a stage is trained, frozen parameters among it."""
-        nowhere = np.zeros(self.config.ae.codes, np.float32)
-        if stage.name in ("ae", "classifier"):
-            return {"mean": self.mean}
-        if stage.section == "vae_plus":
-            mean, log_var = self.posterior(stage.before)
-            variance = (mean.var(0) + jnp.exp(log_var).mean(0)).mean()
-            return {"mean": mean.mean(0), "variance": variance}
-        if stage.name == "vae_codes":
-            return {"mean": nowhere, "variance": self.codes(stage.seed).var()}
-        return {
-            "mean": nowhere,
-            "variance": self.variance,
-            "ae": self.params(stage.before),
-            "scale": self.scale(stage.seed),
-        }
+        """The standardised codes of all training images, [N, C]."""
+        if seed not in self._codes:
+            raw = self._encode(self.params(Stage("ae", seed)), self.train)
+            self._codes[seed] = self.scale(seed).standardise(raw)
+        return self._codes[seed]
 
     def posterior(self, stage: Stage) -> tuple[Array, Array]:
         """The posterior mean and log variance of all training images, [N, K] each."""
         return self._posterior(self.params(stage), self.codes(stage.seed))
 
-    def rows(self, stage: Stage) -> dict[str, Array]:
-        """What a stage's batches are taken from."""
-        if stage.name == "classifier":
-            return {"images": self.train, "targets": place(self.targets.train, self._everywhere)}
-        if stage.name == "ae":
-            return {"images": self.train}
+    def own(self, stage: Stage) -> dict[str, Array]:
+        """What a stage's batches are taken from, of its seed's own; () if it has none."""
+        if stage.before is None:
+            return ()
         if stage.section == "vae_plus":
             return dict(zip(("mean", "log_var"), self.posterior(stage.before), strict=True))
-        if stage.name == "vae_codes":
-            return {"codes": self.codes(stage.seed)}
-        return {"images": self.train, "codes": self.codes(stage.seed)}
+        return {"codes": self.codes(stage.seed)}
 
-    def fitter(self, name: str) -> Fitter:
-        """The compiled program of a stage, the same for every seed."""
-        if name not in self._fitters:
-            self._fitters[name] = self._fitter(Stage(name, 0))
-        return self._fitters[name]
+    def shared(self, stage: Stage) -> dict[str, Array]:
+        """The same, of all seeds."""
+        if stage.stage == "classifier":
+            return {"images": self.train, "targets": place(self.targets.train, self._everywhere)}
+        if stage.section == "vae_plus" or stage.stage == "vae_codes":
+            return {}
+        return {"images": self.train}
 
-    def _fitter(self, stage: Stage) -> Fitter:
+    def given(self, stage: Stage, own: Any) -> tuple[dict[str, Any], Any]:
+        """What does not change while a stage is trained, and the variance that its gamma is a
+        share of where it starts.
+        """
+        if stage.before is None:
+            return {"mean": self.mean}, 1.0
+        nowhere = jnp.zeros(self.config.ae.codes)
+        if stage.section == "vae_plus":
+            mean, log_var = own["mean"], own["log_var"]
+            return {"mean": mean.mean(0)}, (mean.var(0) + jnp.exp(log_var).mean(0)).mean()
+        if stage.stage == "vae_codes":
+            return {"mean": nowhere}, own["codes"].var()
+        frozen = {"ae": self.params(stage.before), "scale": self.scale(stage.seed)}
+        return {"mean": nowhere, **frozen}, self.variance
+
+    def objective(self, stage: Stage) -> Objective:
+        """What a stage trains."""
+        to_pixels = stage.stage not in ("vae_codes",) and stage.section != "vae_plus"
+        return Objective(
+            functools.partial(_init, self, stage.stage),
+            functools.partial(_loss, self, stage.stage),
+            self.images.dim if to_pixels else self.config.ae.codes,
+        )
+
+    def settings(self, stage: Stage) -> Optimisation:
+        """Of its optimiser."""
         section, train = self.config[stage.section], self.config.train
-        steps = steps_per_epoch(len(self.images.train), train.batch_size)
-        settings = Optimisation(
+        return Optimisation(
             learning_rate=section.learning_rate,
             final_learning_rate=train.final_learning_rate,
             warmup_steps=train.warmup_steps,
-            total_steps=section.epochs * steps,
+            total_steps=section.epochs * steps_per_epoch(len(self.images.train), train.batch_size),
             clip_norm=section.clip_norm,
-            gamma_rule="closed_form",
-        )
-        return Fitter(
-            stage.name,
-            functools.partial(_init, self, stage),
-            functools.partial(_loss, self, stage),
-            settings,
-            train.batch_size,
-            section.gamma_rate if stage.section in ("vae", "vae_plus") else 0.0,
         )
 
+    def rule(self, stage: Stage) -> Any:
+        """How its gamma moves; None where it has none."""
+        if stage.section not in ("vae", "vae_plus"):
+            return None
+        rate = self.config[stage.section].gamma_rate
+        return lambda member: homotopy.closed_form(rate)
 
-def _init(session: Session, stage: Stage, key: Array, given: Any) -> dict[str, Any]:
+    def program(self, group: Sequence[Stage]) -> Program:
+        """The compiled program of a stage; groups of as many seeds share it."""
+        first = group[0]
+        owns = [self.own(stage) for stage in group]
+        givens = [self.given(stage, own) for stage, own in zip(group, owns, strict=True)]
+        starts = [self.config[first.section].get("gamma", 1.0) * float(v) for _, v in givens]
+        members = stack_members(
+            [
+                Member(stage.seed, latents=self.config.ae.codes, gamma=start)
+                for stage, start in zip(group, starts, strict=True)
+            ]
+        )
+        stack = lambda *leaves: jnp.stack(leaves)  # noqa: E731
+        data = {"rows": self.shared(first), "own": jax.tree.map(stack, *owns)}
+        data |= {"given": jax.tree.map(stack, *(given for given, _ in givens))}
+        key = first.stage, len(group)
+        if key not in self._programs:
+            self._programs[key] = Program(
+                self.objective(first), self.settings(first), members,
+                batch_size=self.config.train.batch_size, rule=self.rule(first), **data,
+            )  # fmt: skip
+            return self._programs[key]
+        return self._programs[key].on(members, **data)
+
+
+def _init(session: Session, name: str, member: Member, given: Any) -> dict[str, Any]:
+    stage, key = Stage(name, 0), stream(member.seed, f"{name}/init")
     model = session.models[stage.section]
-    if stage.name == "classifier":
+    if name == "classifier":
         params = model.init(key, given["mean"][None])["params"]
         if "centre" in params["body"]:
             params["body"]["centre"] = given["mean"]
         return params
     params = init_params(model, key, given["mean"])
-    if "log_gamma" in params:
-        params["log_gamma"] = jnp.log(session.config[stage.section].gamma * given["variance"])
-    return params
+    return {leaf: value for leaf, value in params.items() if leaf != "log_gamma"}
 
 
-def _loss(session: Session, stage: Stage, params, batch, key: Array, given) -> stages.Loss:
+def _loss(session: Session, name: str, params: Any, batch: Any, at: At) -> tuple[Array, Told]:
+    key = stream(at.member.seed, f"{name}/noise", at.step)
+    value, metrics = _stage_loss(session, Stage(name, 0), params, batch, key, at.given)
+    return value, Told(metrics, metrics.get("mean_square", jnp.nan))
+
+
+def _stage_loss(
+    session: Session, stage: Stage, params: Any, batch: Any, key: Array, given: Any
+) -> stages.Loss:
     model, models = session.models[stage.section], session.models
     if stage.section == "vae_plus":
         to_z, to_eps = jax.random.split(key)
         z = stages.draw_latents(batch["mean"], batch["log_var"], to_z)
         return stages.vae_loss(model, params, z, latent_noise(to_eps, *z.shape), target=z)
-    if stage.name == "vae_codes":
+    if stage.stage == "vae_codes":
         codes = batch["codes"]
         eps = latent_noise(key, *codes.shape)
         return stages.vae_loss(model, params, codes, eps, target=codes)
     x = session.images.decode(batch["images"])
-    if stage.name == "classifier":
+    if stage.stage == "classifier":
         return classifier.loss(model, params, x, batch["targets"])
-    if stage.name == "ae":
+    if stage.stage == "ae":
         return stages.autoencoder_loss(model, params, x)
     codes, noise = batch["codes"], latent_noise(key, *batch["codes"].shape)
     decoder = stages.frozen_decoder(models["ae"], given["ae"], given["scale"])
-    if stage.name == "wae":
+    if stage.stage == "wae":
         weight = session.config.wae.weight
         return stages.wae_loss(
             model, params, codes, noise, target=x, decoder=decoder, weight=weight
@@ -339,54 +372,37 @@ def _loss(session: Session, stage: Stage, params, batch, key: Array, given) -> s
     return stages.vae_loss(model, params, codes, noise, target=x, decoder=decoder)
 
 
-def make(session: Session, stage: Stage, progress: StageProgress) -> None:
-    """Trains a stage, and before it the stage that it needs; what is finished stays as it is."""
-    if session.finished(stage):
-        progress.skip(stage.folder)
-        return
-    if stage.before is not None and not session.finished(stage.before):
-        make(session, stage.before, progress)
-    config, section = session.config, session.config[stage.section]
-    progress.start(stage.folder, [stage.folder], section.epochs)
-    folder, bar = session.folder(stage), progress.stage_reporter()
+def make(session: Session, name: str, group: Sequence[Stage], progress: Progress) -> None:
+    """Trains a group of stages; those that it needs are finished."""
+    config, section = session.config, session.config[group[0].section]
+    schedule = Schedule(
+        section.epochs, 1, config.train.epochs_per_checkpoint,
+        steps_per_epoch(len(session.images.train), config.train.batch_size),
+        config.train.batch_size,
+    )  # fmt: skip
+    train(
+        session.cells, name, group, lambda: session.program(group), schedule,
+        functools.partial(_evaluate, session), progress, diverged_goes_on=False,
+    )  # fmt: skip
 
-    def report(epoch: int, metrics: dict[str, float]) -> None:
-        # In a file: the run may be killed before its row is written.
-        if epoch == section.epochs and devices.is_writer():
-            write_atomically(folder / "metrics.json", json.dumps(metrics))
-        bar(epoch, metrics)
 
-    with Checkpoints(folder / "checkpoints") as checkpoints:
-        state, seconds = fit(
-            session.fitter(stage.name),
-            seed=stage.seed,
-            rows=session.rows(stage),
-            given=session.given(stage),
-            epochs=section.epochs,
-            epochs_per_checkpoint=config.train.epochs_per_checkpoint,
-            checkpoints=checkpoints,
-            report=report,
-        )
-    scale = stages.code_scale(session.raw_codes(state.params)) if stage.name == "ae" else None
-    if devices.is_writer():
-        if scale is not None:
-            save_arrays(folder / "scale.npz", **scale._asdict())
-        row = {
-            "stage": stage.name,
-            "seed": stage.seed,
-            "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-            "epochs": section.epochs,
-            "steps": int(state.step),
-            "train_seconds": seconds,
-            **json.loads((folder / "metrics.json").read_text()),
-        }
-        # The row last: its presence says that the stage is finished.
-        write_atomically(folder / "row.json", json.dumps(row, indent=1) + "\n")
-    devices.agreed(True)  # all wait until it is written: the next stage may need it
-    progress.done()
+# What a history tells beside the stage's own metrics.
+NOT_IN_ROWS = ("epoch", "step", "seconds", "stopped", "open", "residual_variance")
+
+
+def _evaluate(
+    session: Session, stage: Stage, params: Any, state: State
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    told = session.cells.history(stage)[-1]
+    row = {name: value for name, value in told.items() if name not in NOT_IN_ROWS}
+    row["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(params))
+    if stage.stage != "ae":
+        return row, {}
+    codes = jax.jit(session._code_of)(params, devices.local(session.train))
+    return row, jax.device_get(stages.code_scale(codes)._asdict())
 
 
 def networks(session: Session, seed: int) -> dict[str, Any]:
     """The finished parameters of a pipeline by stage name, and "scale"."""
-    found = {stage.name: session.params(stage) for stage in pipeline(session.config, seed)}
+    found = {name: session.params(Stage(name, seed)) for name in pipeline(session.config)}
     return found | {"scale": session.scale(seed)}

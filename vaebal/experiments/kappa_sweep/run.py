@@ -22,16 +22,17 @@ from vaebal.models.nets import ACTIVATIONS, PRODUCTS
 from vaebal.streams import stream
 from vaebal.training import (
     Member,
+    Objective,
     Optimisation,
     Program,
     State,
     devices,
     gaussian_vae,
-    member_params,
     shared_given,
     stack_members,
+    state_shapes,
 )
-from vaebal.training.checkpoints import Checkpoints, open_workdir, workdir_path
+from vaebal.training.checkpoints import open_workdir, workdir_path
 from vaebal.training.progress import Progress
 from vaebal.units import to_unit_pixels
 
@@ -187,7 +188,7 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
     def train_group(name: str, group: Sequence[Cell], progress: Progress) -> None:
         model = build_model(config, images.dim, max(c.kappa for c in group), *_skips(group))
         runner.train(
-            cells, name, group, lambda: make_program(config, images, group)[1],
+            cells, name, group, lambda: make_program(config, images, group),
             _schedule(config, images),
             functools.partial(_evaluate, config, model, images.name, rows), progress,
         )  # fmt: skip
@@ -222,10 +223,18 @@ def _rule(config: Any, dim: int, member: Member) -> Homotopy:
     return homotopy.fixed()
 
 
-def make_program(
-    config: Any, images: ImageSet, cells: Sequence[Cell]
-) -> tuple[GaussianVAE, Program]:
-    """The network and the compiled training program of stacked cells."""
+class Recipe(NamedTuple):
+    """What a group's program is made of."""
+
+    model: GaussianVAE
+    objective: Objective
+    settings: Optimisation
+    rule: Any
+    members: Member
+
+
+def recipe(config: Any, images: ImageSet, cells: Sequence[Cell]) -> Recipe:
+    """Of stacked cells."""
     model = build_model(config, images.dim, max(c.kappa for c in cells), *_skips(cells))
     train = config.train
     settings = Optimisation(
@@ -242,12 +251,19 @@ def make_program(
         )
         for c in cells
     ]  # fmt: skip
+    return Recipe(
+        model, gaussian_vae(model, images.decode), settings,
+        functools.partial(_rule, config, images.dim), stack_members(members),
+    )  # fmt: skip
+
+
+def make_program(config: Any, images: ImageSet, cells: Sequence[Cell]) -> Program:
+    """The compiled training program of stacked cells."""
+    _, objective, settings, rule, members = recipe(config, images, cells)
     mean = jax.jit(lambda rows: mean_image(rows, images.decode))(images.train)
-    return model, Program(
-        gaussian_vae(model, images.decode), settings, stack_members(members), images.train,
-        train.batch_size, given=shared_given(mean, len(members)),
-        rule=functools.partial(_rule, config, images.dim),
-        shard_parameters=train.shard_parameters,
+    return Program(
+        objective, settings, members, images.train, config.train.batch_size, rule=rule,
+        given=shared_given(mean, len(cells)), shard_parameters=config.train.shard_parameters,
     )  # fmt: skip
 
 
@@ -325,16 +341,14 @@ def load_member(
     groups = [group for mode in modes for group in stacks(config, mode) if wanted in group]
     if not groups:
         raise InputError(f"{wanted.name} is not a member of this sweep.")
+    cells = Cells(workdir_path(workdir), "members")
     for group in groups:
-        path = workdir_path(workdir) / "checkpoints" / stack_name(group)
-        if not path.exists():
-            continue
-        with Checkpoints(path) as saved:
-            if saved.latest is not None:
-                images = load(config.data.name, config.data.dir)
-                model, program = make_program(config, images, group)
-                _, state = saved.restore_latest(program.state_shapes)
-                return with_own_skips(
-                    model, member_params(devices.local(state), group.index(wanted))
-                )
+        name = stack_name(group)
+        if (cells.path / "checkpoints" / name).exists():
+            images = load(config.data.name, config.data.dir)
+            model, *made = recipe(config, images, group)
+            given = np.zeros((len(group), images.dim), np.float32)
+            shapes = state_shapes(*made, given, split=config.train.shard_parameters)
+            params = cells.params(wanted, name, group.index(wanted), shapes)
+            return with_own_skips(model, devices.local(params))
     raise InputError(f"{wanted.name} has no checkpoint in {workdir}: train it first.")
