@@ -410,14 +410,6 @@ def affine_global_minimizer(mean: Array, cov: Array, kappa: int, gamma: Array) -
 # --------------------------------------------------------------- gamma free
 
 
-def affine_optimal_gamma(params: AffineVAE, mean: Array, cov: Array) -> Array:
-    """The gamma that minimises eq. 3 for given parameters: E||x - x_hat||^2 / d.
-
-    0 for a model without error and noise, where L falls without bound as gamma -> 0.
-    """
-    return affine_squared_error(params, mean, cov) / np.shape(mean)[0]
-
-
 @functools.partial(jax.jit, static_argnums=1)
 def _global_gamma(cov: Array, kappa: int) -> Array:
     eigenvalues = _spectrum(cov)
