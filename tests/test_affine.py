@@ -32,8 +32,8 @@ from vaebal.theory.affine import (
     affine_outputs,
     affine_profile_energy,
     affine_squared_error,
-    affine_stationary_points,
 )
+from vaebal.theory.landscape import affine_stationary_points
 from vaebal.units import eq3_to_negative_elbo, negative_elbo_to_eq3
 
 DISTINCT = "distinct"
