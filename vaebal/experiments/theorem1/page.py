@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from vaebal.experiments import report
-from vaebal.experiments.report import Figure, Row, Section
+from vaebal.experiments.report import Figure, Row, Section, Table
 from vaebal.theory import affine
 from vaebal.training.checkpoints import write_atomically
 
@@ -24,7 +24,7 @@ def describe(row: Row) -> str:
     )
 
 
-def table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
+def table(rows: list[Row]) -> Table:
     """The stationary points, lowest first."""
     header = ["directions", "copies", "L − L*", "index", "index, measured", "least curvature"]
     header += ["largest gradient entry"]

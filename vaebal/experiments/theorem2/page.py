@@ -11,7 +11,7 @@ import numpy as np
 
 from vaebal.experiments import report
 from vaebal.experiments.kappa_sweep.page import SKIP_NAMES
-from vaebal.experiments.report import Figure, Row, Section, distinct, rows_with, short
+from vaebal.experiments.report import Figure, Row, Section, Table, distinct, rows_with, short
 from vaebal.measures.evaluation import clustered_interval
 
 PHASES = {
@@ -52,7 +52,7 @@ def _with_interval(rows: Sequence[Row], phase: str) -> str:
 # --------------------------------------------------------------------- tables
 
 
-def certificate_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+def certificate_table(rows: Sequence[Row]) -> Table:
     """Largest gradient entries of the collapsed latent's weights."""
     header = ["activation", "depth", "width", "head biases"]
     header += [f"±ε: {name}" for name in WEIGHTS.values()]
@@ -66,7 +66,7 @@ def certificate_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return header, body
 
 
-def curvature_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+def curvature_table(rows: Sequence[Row]) -> Table:
     """The least eigenvalue at total collapse: formula and Hessian."""
     header = ["skips", "γ", "explained / γ", "least curvature, predicted", "measured", "difference"]
     body = [
@@ -81,7 +81,7 @@ def curvature_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return header, body
 
 
-def phase_table(rows: Sequence[Row], phase: str) -> tuple[list[str], list[list[str]]]:
+def phase_table(rows: Sequence[Row], phase: str) -> Table:
     """Fraction of runs that recovered, with its interval, by net and the gamma of the start."""
     gammas = distinct(rows, "gamma_start")
     header = ["skips", "blocks", "κ", *(f"γ = {gamma:g}" for gamma in gammas)]
@@ -109,7 +109,7 @@ def median_steps(rows: Sequence[Row]) -> float:
                             for row in rows]))  # fmt: skip
 
 
-def descent_table(rows: Sequence[Row], steps: int) -> tuple[list[str], list[list[str]]]:
+def descent_table(rows: Sequence[Row], steps: int) -> Table:
     """Steps to escape under gradient descent, predicted and measured."""
     header = ["skips", "γ", "least curvature", "predicted steps", "measured steps", "escaped"]
     body = []
