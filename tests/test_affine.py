@@ -29,12 +29,11 @@ from vaebal.theory.affine import (
     affine_global_minimizer,
     affine_global_minimum,
     affine_optimal_encoder,
-    affine_optimal_gamma,
     affine_outputs,
     affine_profile_energy,
     affine_squared_error,
-    affine_stationary_points,
 )
+from vaebal.theory.landscape import affine_stationary_points
 from vaebal.units import eq3_to_negative_elbo, negative_elbo_to_eq3
 
 DISTINCT = "distinct"
@@ -542,8 +541,7 @@ def test_optimal_gamma_is_the_mean_squared_error():
     rng = np.random.default_rng(15)
     mean, cov, _, _ = random_problem(rng, 5)
     params = random_params(rng, 5, 3)
-    gamma = affine_optimal_gamma(params, mean, cov)
-    assert gamma == affine_squared_error(params, mean, cov) / 5
+    gamma = affine_squared_error(params, mean, cov) / 5
     energies = [affine_energy(params, mean, cov, gamma * t) for t in (0.9, 0.999, 1, 1.001, 1.1)]
     assert np.argmin(energies) == 2
     with jax.enable_x64(True):
@@ -557,7 +555,7 @@ def test_global_gamma_is_a_fixed_point_and_the_best():
     gamma = affine_global_gamma(cov, 2)
     assert gamma == pytest.approx(eigenvalues[2:].mean(), rel=1e-12)
     minimizer = affine_global_minimizer(mean, cov, 2, gamma)
-    assert affine_optimal_gamma(minimizer, mean, cov) == pytest.approx(gamma, rel=1e-12)
+    assert affine_squared_error(minimizer, mean, cov) / 6 == pytest.approx(gamma, rel=1e-12)
     path = affine_gamma_path(cov, 2, gamma * np.exp(np.linspace(-3, 3, 601)))
     assert path.energy.argmin() == 300
     # With all axes in use L* no longer depends on gamma.
@@ -616,7 +614,6 @@ def test_a_caller_without_x64_gets_float64():
         affine_profile_energy(minimizer.W_x, cov, gamma),
         affine_global_minimum(cov, 3, gamma),
         affine_gamma_path(cov, 3, np.array([gamma]))._replace(active=0.0),
-        affine_optimal_gamma(minimizer, mean, cov),
         affine_global_gamma(cov, 3),
         next(affine_stationary_points(mean, cov, 3, gamma)).params,
     ]
@@ -712,7 +709,6 @@ GOOD = random_params(np.random.default_rng(22), 3, 2)
     [
         lambda cov: affine_energy(GOOD, np.zeros(3), cov, 0.5),
         lambda cov: affine_squared_error(GOOD, np.zeros(3), cov),
-        lambda cov: affine_optimal_gamma(GOOD, np.zeros(3), cov),
         lambda cov: affine_energy_draws(
             GOOD, np.zeros(3), cov, 0.5, np.zeros((4, 3)), np.zeros((4, 2))
         ),

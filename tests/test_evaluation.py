@@ -196,3 +196,65 @@ def test_unused_latents_are_drawn_as_zero(small_vae, pixels):
     got = evaluation.posterior(model, params, pixels, seed=0, block=50, kappa=2)
     np.testing.assert_array_equal(got.sample[:, 2:], 0)
     assert (got.sample[:, :2] != got.mean[:, :2]).all()
+
+
+@pytest.mark.parametrize(
+    ("mean", "message"),
+    [
+        (np.full((5, 2), np.nan), r"not finite \(latent 0\)"),
+        (np.array([[1.0, 2.0], [3.0, np.inf]]), r"not finite \(latent 1\)"),
+        (np.zeros((0, 3)), r"mean has shape \(0, 3\)"),
+        (np.zeros((4, 0)), r"mean has shape \(4, 0\)"),
+        (np.zeros((1, 3)), r"mean has shape \(1, 3\)"),
+        (np.zeros(7), r"mean has shape \(7,\)"),
+    ],
+)
+def test_active_units_of_what_has_none_is_refused(mean, message):
+    with pytest.raises(ValueError, match=message):
+        evaluation.active_units(mean)
+
+
+def test_largest_eigenvalue_is_the_dense_ones():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(50, 6)) * np.array([3.0, 1.0, 1.0, 0.5, 0.1, 0.0])
+    cov = jnp.asarray(x.T @ x / 50, jnp.float32)
+    got = evaluation.largest_eigenvalue(lambda v: cov @ v, jnp.ones(6), 30)
+    assert got == pytest.approx(np.linalg.eigvalsh(x.T @ x / 50)[-1], rel=1e-5)
+    assert evaluation.largest_eigenvalue(lambda v: 0 * v, jnp.ones(6), 5) == 0
+
+
+def test_intervals_of_independent_trials_are_wilsons():
+    for hits in (0, 3, 10):
+        got = evaluation.clustered_interval(np.arange(10) < hits, 1)
+        wilson = stats.binomtest(hits, 10).proportion_ci(method="wilson")
+        np.testing.assert_allclose(got, (hits / 10, *wilson), atol=1e-12)
+    # Clusters that all agree say no more than one trial each would.
+    whole = evaluation.clustered_interval(np.full(10, 14), 14)
+    assert whole == evaluation.clustered_interval(np.ones(10), 1)
+
+
+def test_intervals_of_clusters_are_students_on_their_fractions():
+    """SciPy's t interval of the ten means; a chance model of seeds is covered as often as said."""
+    hits = np.array([6, 11, 5, 6, 12, 9, 10, 14, 8, 5])
+    sem = stats.sem(hits / 14)
+    expected = stats.t.interval(0.95, 9, (hits / 14).mean(), sem)
+    got = evaluation.clustered_interval(hits, 14)
+    np.testing.assert_allclose(got, (hits.sum() / 140, *expected), rtol=1e-12)
+    np.testing.assert_allclose(got, (0.614, 0.454, 0.774), atol=1e-3)
+
+    rng = np.random.default_rng(0)
+    covered, pooled = 0, 0
+    for _ in range(1000):
+        hits = rng.binomial(14, rng.beta(1, 1, size=10))  # a chance of its own for every seed
+        _, low, high = evaluation.clustered_interval(hits, 14)
+        covered += low <= 0.5 <= high
+        wilson = stats.binomtest(int(hits.sum()), 140).proportion_ci(method="wilson")
+        pooled += wilson.low <= 0.5 <= wilson.high
+    assert 930 <= covered <= 970
+    assert pooled < 800  # what counting every trial as independent would give
+
+
+@pytest.mark.parametrize(("hits", "trials"), [([3], 4), ([5, 1], 4), ([-1, 1], 4), ([0, 0], 0)])
+def test_bad_clusters_are_refused(hits, trials):
+    with pytest.raises(ValueError, match="successes"):
+        evaluation.clustered_interval(hits, trials)

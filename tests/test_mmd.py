@@ -13,9 +13,7 @@ from vaebal.measures.mmd import (
     imq_mmd2,
     imq_mmd2_estimate,
     imq_mmd2_gaussian,
-    imq_mmd2_per_dimension,
     imq_mmd2_to_normal,
-    whiten,
 )
 
 
@@ -183,50 +181,9 @@ def test_error_is_never_nan_where_nothing_varies():
     assert imq_mmd2_to_normal(x).error == 0
 
 
-def test_per_dimension_finds_the_latent_that_differs():
-    x, y = _normal(0, 400, 4), _normal(1, 300, 4)
-    x[:, 2] *= 0.3
-    with jax.enable_x64(True):
-        got = imq_mmd2_per_dimension(x, y, block=128)
-        each = [imq_mmd2(x[:, [k]], y[:, [k]]) for k in range(4)]
-    np.testing.assert_allclose(got, each, rtol=1e-10)
-    np.testing.assert_allclose(got[2], imq_mmd2_gaussian([0], [0.09]), rtol=0.15)
-    assert np.abs(np.delete(got, 2)).max() < 0.03
-
-
-def test_per_dimension_does_not_see_dependence_but_the_joint_form_does():
-    x = np.repeat(_normal(0, 500, 1), 6, axis=1).astype(np.float32)
-    joint, alone = imq_mmd2_to_normal(x), imq_mmd2_per_dimension(x, _normal(1, 500, 6))
-    assert joint.value > 20 * joint.error
-    assert np.abs(alone).max() < 0.03
-
-
-def test_whitened_points_have_the_priors_moments_and_their_own_axes():
-    x = _normal(0, 500, 4) @ _normal(1, 4, 4) + 3
-    white = whiten(x)
-    np.testing.assert_allclose(white.mean(0), 0, atol=1e-12)
-    np.testing.assert_allclose(np.cov(white.T), np.eye(4), atol=1e-12)
-    np.testing.assert_allclose(whiten(white), white, atol=1e-10)
-    # The symmetric root: of all whitenings the one closest to the standardised points' own axes.
-    assert (np.linalg.eigvalsh(np.linalg.lstsq(x - x.mean(0)[None], white)[0]) > 0).all()
-
-
-def test_whitening_removes_what_a_scale_adds_to_the_distance():
-    x = np.float32(_normal(0, 1000, 5) * np.array([1, 0.5, 0.1, 2, 3])[None, :])
-    raw, white = imq_mmd2_to_normal(x), imq_mmd2_to_normal(whiten(x))
-    assert raw.value > 10 * raw.error
-    assert -0.01 < white.value < 0
-
-
-@pytest.mark.parametrize("x", [np.ones((3, 5)), np.ones((9, 1)), np.repeat(_normal(0, 9, 1), 2, 1)])
-def test_whitening_refuses_what_has_no_inverse_root(x):
-    with pytest.raises(ValueError, match=r"x has a covariance of rank [01] below its \d latents"):
-        whiten(x)
-
-
 def test_bad_points_are_refused_by_name():
     good, bad = np.zeros((4, 2)), np.array([[0.0, 1], [np.nan, 1], [1, 1], [2, 1]])
-    for function in (imq_mmd2, imq_mmd2_estimate, imq_mmd2_per_dimension):
+    for function in (imq_mmd2, imq_mmd2_estimate):
         for x, y, message in (
             (good[:1], good, "x has 1 points"),
             (good, good[:1], "y has 1 points"),
@@ -247,5 +204,3 @@ def test_bad_points_are_refused_by_name():
         imq_mmd2_gaussian([0.0], [1.0, 1.0])
     with pytest.raises(ValueError, match="mean has values that are not finite"):
         imq_mmd2_gaussian([np.inf], [1.0])
-    with pytest.raises(ValueError, match=r"x has shape \(3,\)"):
-        whiten(np.zeros(3))

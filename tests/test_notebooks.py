@@ -12,6 +12,7 @@ from configs import theorem1 as theorem1_config
 from vaebal.experiments.theorem1 import run as theorem1
 from vaebal.streams import stream
 from vaebal.theory import affine, regularized_ae
+from vaebal.theory.landscape import affine_stationary_points
 from vaebal.theory.penalties import named
 
 ROOT = Path(__file__).parents[1]
@@ -121,7 +122,7 @@ def test_affine_landscape(executed):
     for place in ("random decoder", "global minimum"):
         exact, mean_draw, error = numbers(text, f"{place}: closed form #, Monte Carlo # ± #")
         assert abs(exact - mean_draw) < 4 * error
-    points = list(affine.affine_stationary_points(mean, cov, 3, 0.2))
+    points = list(affine_stationary_points(mean, cov, 3, 0.2))
     listed, agree = numbers(text, "stationary points #, index as predicted #")
     assert listed == agree == len(points)
     assert numbers(text, "minima among them #") == [1]

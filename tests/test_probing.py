@@ -347,62 +347,6 @@ def test_density_of_one_point(value):
     np.testing.assert_allclose(np.trapezoid(got.density, got.grid), 1, rtol=1e-3)
 
 
-# ---------------------------------------------------------------- polishing
-
-
-def two_wells(params):
-    """Minima at y = +-1/sqrt(2), a saddle at the origin; singular along `flat`."""
-    x, y = params["x"], params["y"]
-    return (x**2).sum() - y**2 + y**4 + 0.0 * params["flat"]
-
-
-@pytest.fixture
-def near_the_saddle():
-    with jax.enable_x64(True):
-        return {"x": jnp.array([0.3, -0.2]), "y": jnp.zeros(()) + 0.1, "flat": jnp.zeros(()) + 2}
-
-
-def test_polish_goes_to_the_saddle_close_by(near_the_saddle):
-    with jax.enable_x64(True):
-        got = probing.polish(two_wells, near_the_saddle, 1e-10)
-        assert got.converged
-        assert got.gradient_norm == pytest.approx(
-            np.linalg.norm(ravel_pytree(jax.grad(two_wells)(got.params))[0]), abs=1e-15
-        )
-    assert float(got.params["y"]) == pytest.approx(0, abs=1e-10)
-    assert float(got.params["flat"]) == 2  # nothing pulls along a zero mode
-
-
-def test_polish_to_a_minimum_leaves_the_saddle(near_the_saddle):
-    with jax.enable_x64(True):
-        got = probing.polish(two_wells, near_the_saddle, 1e-8, method="bfgs")
-    assert got.converged
-    np.testing.assert_allclose(got.params["y"], 0.5**0.5, rtol=1e-8)
-
-
-def test_polish_by_newton_takes_few_steps():
-    with jax.enable_x64(True):
-        start = {"x": jnp.array([0.3, -0.2]), "y": jnp.array(0.1)}
-        loss = lambda p: two_wells(p | {"flat": 0.0})  # noqa: E731
-        got = probing.polish(loss, start, 1e-10, method="newton")
-    assert got.converged
-    assert got.steps < 8
-
-
-def test_polish_without_success_says_so_and_returns_no_worse_point(near_the_saddle):
-    with jax.enable_x64(True):
-        got = probing.polish(two_wells, near_the_saddle, 1e-10, max_steps=1)
-        before = np.linalg.norm(ravel_pytree(jax.grad(two_wells)(near_the_saddle))[0])
-        # The first step of Newton's method overshoots a cube root's zero, ever farther.
-        start = jnp.array(1.0)
-        lost = probing.polish(lambda x: jnp.abs(x) ** (4 / 3), start, 1e-10, method="newton")
-    assert not got.converged
-    assert got.gradient_norm <= before
-    assert not lost.converged
-    assert lost.gradient_norm == pytest.approx(4 / 3)
-    assert float(lost.params) == 1
-
-
 # ---------------------------------------------------------------- certificates
 
 DENSE = {"dense_limit": 3000}
@@ -577,9 +521,6 @@ def _bad(params):
         (lambda: probing.spectral_density(_bad, jnp.ones(3), steps=0), "steps"),
         (lambda: probing.spectral_density(_bad, jnp.ones(3), width=-1.0), "width"),
         (lambda: probing.spectral_density(_bad, jnp.ones(3), grid=np.eye(2)), "grid"),
-        (lambda: probing.polish(_bad, jnp.ones(3), 0.0), "tolerance"),
-        (lambda: probing.polish(_bad, jnp.ones(3), 1e-6, method="adam"), "method"),
-        (lambda: probing.polish(_bad, jnp.ones(3), 1e-6, max_steps=0), "max_steps"),
         (lambda: probing.norms_by_group({}), "tree is empty"),
         (lambda: probing.norms_by_group({"a": jnp.ones(3)}, 0), "depth"),
         (lambda: probing.norms_by_latent({"a": jnp.ones(3)}), "axes"),

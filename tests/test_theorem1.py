@@ -8,6 +8,7 @@ from vaebal.errors import InputError
 from vaebal.experiments import run
 from vaebal.experiments.theorem1 import run as theorem1
 from vaebal.theory import affine
+from vaebal.theory.landscape import affine_stationary_points
 
 
 def config(**changes):
@@ -50,7 +51,7 @@ def test_the_saddle_of_the_lowest_way_is_in_the_list():
     mean, cov = theorem1.covariance(config())
     ways = theorem1.paths(config(), cov)
     least = affine.affine_global_minimum(cov, 3, 0.2)
-    passes = [p for p in affine.affine_stationary_points(mean, cov, 3, 0.2) if p.index == 1]
+    passes = [p for p in affine_stationary_points(mean, cov, 3, 0.2) if p.index == 1]
     heights = [point.energy - least for point in passes]
     assert np.isclose(heights, ways["saddle_theory"], rtol=1e-9).any()
 

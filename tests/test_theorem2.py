@@ -9,14 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from scipy.stats import binomtest
+from scipy import stats
 
 from configs import theorem2 as config_file
 from vaebal.errors import InputError
+from vaebal.experiments.theorem2 import escape, problems, stationary
 from vaebal.experiments.theorem2 import page as theorem2_report
 from vaebal.experiments.theorem2 import run as theorem2
 from vaebal.models import init_params
 from vaebal.streams import stream
+from vaebal.theory import collapse
 
 
 def tiny(**changes) -> ConfigDict:
@@ -121,7 +123,7 @@ def test_descent_escapes_when_the_linear_theory_says(finished):
 
 def test_the_data_have_the_stated_covariance():
     with jax.enable_x64(True):
-        x, directions = (np.asarray(a) for a in theorem2.make_problem(3, 20, 6, (4.0, 1.0)))
+        x, directions = (np.asarray(a) for a in problems.make_problem(3, 20, 6, (4.0, 1.0)))
     np.testing.assert_allclose(x.mean(0), 0, atol=1e-12)
     expected = (directions * np.array([[4.0, 1.0]])) @ directions.T
     np.testing.assert_allclose(x.T @ x / 20, expected, atol=1e-12)
@@ -130,11 +132,11 @@ def test_the_data_have_the_stated_covariance():
 def test_features_are_what_the_mean_head_reads():
     """Heads are linear: features times [kernel; bias] is the mean."""
     with jax.enable_x64(True):
-        model = theorem2.make_model(tiny(), "none", 1, 2)
-        x = theorem2.make_problem(0, 20, 6, (4.0, 1.0)).x + 1.0
+        model = problems.make_model(tiny(), "none", 1, 2)
+        x = problems.make_problem(0, 20, 6, (4.0, 1.0)).x + 1.0
         params = initialised(model, x)
         params["encoder"]["mean"]["bias"] += 0.3
-        read = jax.jit(lambda params: theorem2.features(model, params, x))(params)
+        read = jax.jit(lambda params: stationary.features(model, params, x))(params)
         head = params["encoder"]["mean"]
         mean = read @ jnp.concatenate([head["kernel"], head["bias"][None, :]])
         expected, _ = model.apply({"params": params}, x, method="encode")
@@ -144,11 +146,11 @@ def test_features_are_what_the_mean_head_reads():
 def test_the_exact_loss_has_the_hessian_of_the_expectation():
     """Against the mean over many draws, within its standard error."""
     with jax.enable_x64(True):
-        model = theorem2.make_model(tiny(), "residual", 1, 2)
-        x = theorem2.make_problem(0, 24, 6, (4.0, 1.0)).x
+        model = problems.make_model(tiny(), "residual", 1, 2)
+        x = problems.make_problem(0, 24, 6, (4.0, 1.0)).x
         params = initialised(model, x)
-        params = theorem2.total_collapse(model, params, x, jnp.log(0.5))
-        direction = theorem2.perturb(params, stream(1, "test"), 1.0)
+        params = problems.total_collapse(model, params, x, jnp.log(0.5))
+        direction = problems.perturb(params, stream(1, "test"), 1.0)
         direction = jax.tree.map(jnp.subtract, direction, params)
 
         def curvature(loss):
@@ -158,10 +160,10 @@ def test_the_exact_loss_has_the_hessian_of_the_expectation():
 
         def drawn(key):
             eps = jax.random.normal(key, (24, 2))
-            return curvature(lambda p: theorem2.collapse.antithetic_loss(model, p, x, eps))
+            return curvature(lambda p: collapse.antithetic_loss(model, p, x, eps))
 
         samples = jax.jit(jax.vmap(drawn))(jax.random.split(stream(0, "test"), 600))
-        exact = jax.jit(lambda: curvature(lambda p: theorem2.exact_loss(model, p, x)))()
+        exact = jax.jit(lambda: curvature(lambda p: stationary.exact_loss(model, p, x)))()
         error = float(samples.std()) / math.sqrt(600)
         assert abs(float(exact) - float(samples.mean())) < 4 * error
         assert error < 0.05 * abs(float(exact))
@@ -169,24 +171,24 @@ def test_the_exact_loss_has_the_hessian_of_the_expectation():
 
 def test_total_collapse_is_stationary_in_every_weight():
     with jax.enable_x64(True):
-        model = theorem2.make_model(tiny(**{"model.activation": "softplus"}), "none", 1, 2)
-        x = theorem2.make_problem(0, 24, 6, (4.0, 1.0)).x + 1.0
+        model = problems.make_model(tiny(**{"model.activation": "softplus"}), "none", 1, 2)
+        x = problems.make_problem(0, 24, 6, (4.0, 1.0)).x + 1.0
         params = initialised(model, x)
-        params = theorem2.total_collapse(model, params, x, jnp.log(0.5))
-        gradient = jax.jit(jax.grad(lambda p: theorem2.exact_loss(model, p, x)))(params)
+        params = problems.total_collapse(model, params, x, jnp.log(0.5))
+        gradient = jax.jit(jax.grad(lambda p: stationary.exact_loss(model, p, x)))(params)
         flat, _ = jax.flatten_util.ravel_pytree(gradient | {"log_gamma": jnp.zeros(())})
         assert float(jnp.abs(flat).max()) < 1e-12
 
 
 def test_a_perturbation_moves_what_collapse_zeroed_and_nothing_else():
-    model = theorem2.make_model(tiny(), "residual+affine", 1, 2)
+    model = problems.make_model(tiny(), "residual+affine", 1, 2)
     params = initialised(model, jnp.zeros((1, 6)))
 
     @jax.jit
     def moves(params):
-        params = theorem2.total_collapse(model, params, jnp.zeros((1, 6)), jnp.log(0.5))
-        moved = theorem2.perturb(params, stream(0, "test"), 1e-3)
-        return params, moved, theorem2.collapse.collapse(moved)
+        params = problems.total_collapse(model, params, jnp.zeros((1, 6)), jnp.log(0.5))
+        moved = problems.perturb(params, stream(0, "test"), 1e-3)
+        return params, moved, collapse.collapse(moved)
 
     params, moved, back = moves(params)
     for was, now in zip(jax.tree.leaves(params), jax.tree.leaves(back), strict=True):
@@ -200,7 +202,7 @@ def test_awake_is_half_of_what_pca_restores():
     variances, gamma = np.array([4.0, 1.0]), np.array([2.0, 2.0, 0.5])
     shares = np.array([[0.38, 0.49], [0.37, 0.51], [0.5, 0.38]])  # pPCA's: 3/4, then 63/64, 3/4
     np.testing.assert_array_equal(
-        theorem2.awake(shares, variances, gamma), [[True, False], [False, True], [True, True]]
+        escape.awake(shares, variances, gamma), [[True, False], [False, True], [True, True]]
     )
 
 
@@ -209,8 +211,22 @@ def test_the_tables_intervals_are_scipys(finished):
     runs = select(rows, part="training", gamma_start=0.5, skips="none")
     fraction, low, high = theorem2_report.recovered(runs, "held")
     count = sum(row["held_recovered"] for row in runs)
-    expected = binomtest(count, 3).proportion_ci(method="wilson")
-    assert (fraction, low, high) == (count / 3, expected.low, expected.high)
+    expected = stats.binomtest(count, 3).proportion_ci(method="wilson")
+    assert (fraction, low, high) == pytest.approx((count / 3, expected.low, expected.high))
+
+
+def test_the_intervals_of_pooled_runs_are_of_seeds():
+    """Runs of a seed copied many times over say no more than the seeds do."""
+    hits = [True, True, False, True]
+    rows = [{"seed": seed, "held_recovered": hit} for seed, hit in enumerate(hits)]
+    alone = theorem2_report.recovered(rows, "held")
+    halves = rows * 5 + [{"seed": seed, "held_recovered": seed > 0} for seed in range(4)] * 5
+    fractions = [0.5, 1.0, 0.5, 1.0]
+    expected = stats.t.interval(0.95, 3, np.mean(fractions), stats.sem(fractions))
+    got = theorem2_report.recovered(halves, "held")
+    np.testing.assert_allclose(got, (0.75, max(expected[0], 0), min(expected[1], 1)))
+    assert alone[0] == theorem2_report.recovered(rows * 14, "held")[0]
+    assert theorem2_report.recovered(rows[:1] * 3, "held") == (1.0, 0.0, 1.0)
 
 
 def test_a_run_leaves_rows_tables_and_figures(finished):
@@ -239,7 +255,8 @@ def test_the_sentence_is_computed_from_the_rows(finished):
 
 def test_a_second_start_does_nothing_again(finished, monkeypatch, capsys):
     path, rows = finished
-    monkeypatch.setattr(theorem2, "make_model", None)  # would fail if called
+    monkeypatch.setattr(stationary, "make_model", None)
+    monkeypatch.setattr(escape, "make_model", None)  # would fail if called
     assert theorem2.run(tiny(), str(path)) == rows
     assert capsys.readouterr().out.count("finished before") == 6
 

@@ -8,8 +8,10 @@ from ml_collections import ConfigDict
 
 from configs import theorem3 as config_file
 from vaebal.errors import InputError
+from vaebal.experiments.theorem3 import digits, linear
 from vaebal.experiments.theorem3 import page as theorem3_report
 from vaebal.experiments.theorem3 import run as theorem3
+from vaebal.theory.penalties import named
 
 
 def tiny(**changes) -> ConfigDict:
@@ -133,9 +135,9 @@ def test_the_sentence_is_computed_from_the_rows(finished):
 
 
 def test_digits_of_a_rank():
-    train, test = theorem3.digits_data(5)
+    train, test = digits.digits_data(5)
     assert np.linalg.matrix_rank(train - train.mean(0, keepdims=True), tol=1e-3) == 5
-    whole, _ = theorem3.digits_data(64)
+    whole, _ = digits.digits_data(64)
     assert (train.shape, test.shape, whole.shape) == ((1438, 64), (359, 64), (1438, 64))
     error = np.square(train - whole).mean()
     assert error < 0.6 * np.square(whole - whole.mean(0, keepdims=True)).mean()
@@ -145,7 +147,7 @@ def test_digits_of_a_rank():
 
 def test_a_second_start_does_nothing_again(finished, monkeypatch, capsys):
     path, rows = finished
-    monkeypatch.setattr(theorem3, "make_solver", None)  # would fail if called
+    monkeypatch.setattr(linear, "make_solver", None)  # would fail if called
     assert theorem3.run(tiny(), str(path)) == rows
     assert capsys.readouterr().out.count("finished before") == 6
 
@@ -215,7 +217,7 @@ def test_the_digits_keep_five_rows_of_sixteen_under_log_alone():
     config.digits.seeds = (0,)
     config.digits.ranks = (5,)
     for formula, active in (("u", 16), ("log(u+1e-6)", 5)):
-        rows = theorem3.digits_rows(config, theorem3.named(formula))
+        rows = digits.digits_rows(config, named(formula))
         assert select(rows, homotopy=True)[0]["active"] == active
     scratch = select(rows, homotopy=False)[0]
     assert scratch["active"] == 0

@@ -34,13 +34,3 @@ def test_bytes_become_unit_pixels_and_floats_stay():
     assert pixels.dtype == jnp.float32
     assert (float(pixels[0]), float(pixels[-1])) == (0.0, 1.0)
     np.testing.assert_array_equal(units.to_unit_pixels(pixels), pixels)
-
-
-def test_rescaling_pixels_changes_the_density_by_the_jacobian():
-    """N(x; 0, s^2) at x is 255 N(255 x; 0, (255 s)^2)."""
-    from scipy import stats
-
-    x, s = np.array([0.1, 0.4, 0.9]), 0.3
-    small = -stats.norm.logpdf(x, 0, s).sum()
-    large = -stats.norm.logpdf(255 * x, 0, 255 * s).sum()
-    np.testing.assert_allclose(units.nats_per_image_to_byte_pixels(small, 3), large, rtol=1e-12)

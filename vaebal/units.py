@@ -33,8 +33,3 @@ def negative_elbo_to_eq3(nats: Array, dim: int, kappa: int) -> Array:
 def eq3_to_negative_elbo(energy: Array, dim: int, kappa: int) -> Array:
     """The inverse of `negative_elbo_to_eq3`: eq. 3's energy -> -ELBO in nats."""
     return 0.5 * (energy + dim * LOG_2PI - kappa)
-
-
-def nats_per_image_to_byte_pixels(nll: Array, dim: int) -> Array:
-    """NLL of [0, 1] pixels -> NLL of the same images on the 0..255 scale (adds d log 255)."""
-    return nll + dim * math.log(255.0)

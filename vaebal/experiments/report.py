@@ -1,23 +1,28 @@
-"""Rows -> CSV, JSON, Markdown, terminal table, figures. Nothing here computes a result."""
+"""Rows -> CSV, JSON, Markdown, terminal table, figures, pages. Nothing here computes a result."""
 
 import csv
 import importlib.metadata
+import importlib.resources
 import io
 import json
 import platform
+import re
+import string
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import matplotlib.pyplot as plt
 import numpy as np
 from rich import box
+from rich import table as rich_table
 from rich.console import Console
-from rich.table import Table
 
 from vaebal.training.checkpoints import write_atomically
 
 Row = dict[str, Any]
+Table = tuple[list[str], list[list[str]]]  # header and body
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -62,6 +67,11 @@ def versions() -> dict[str, str]:
     }
 
 
+def device() -> str:
+    """What they were made on: "1 × cpu (cpu)"."""
+    return f"{jax.device_count()} × {jax.devices()[0].device_kind} ({jax.default_backend()})"
+
+
 def write_rows(rows: Sequence[Row], directory: Path, name: str) -> None:
     """`name`.json with every field, `name`.csv with the scalar ones."""
     write_atomically(directory / f"{name}.json", json.dumps(rows, indent=1) + "\n")
@@ -90,12 +100,33 @@ def number(value: float, digits: int) -> str:
     return text.replace("-", "−")
 
 
+def short(value: float, digits: int = 2, sign: str = "") -> str:
+    """`digits` figures, less trailing zeros, and a short exponent: "0.25", "1e−6", "−3.1e4", "0".
+
+    Args:
+      sign: "+" marks positive values too.
+    """
+    if value == 0:
+        return "0"
+    text = f"{value:{sign}.{digits}g}"
+    if abs(value) < 1e-3:
+        text = re.sub(r"\.?0*e", "e", f"{value:{sign}.{digits - 1}e}", count=1)
+    return re.sub(r"e([+-])0*", lambda m: "e" + m[1].strip("+"), text).replace("-", "−")
+
+
 def with_spread(values: Sequence[float], digits: int) -> str:
     """ "4.98 ± 0.03" over seeds; no ± for one seed."""
     mean, spread = mean_and_spread(values)
     if spread is None:
         return number(mean, digits)
     return f"{number(mean, digits)} ± {spread:.{digits}f}"
+
+
+def over_seeds(seeds: Sequence[int]) -> str:
+    """ "mean ± standard deviation over the 3 seeds 0, 1, 2"."""
+    if len(seeds) == 1:
+        return f"one seed ({seeds[0]}), so no spread"
+    return f"mean ± standard deviation over the {len(seeds)} seeds {', '.join(map(str, seeds))}"
 
 
 def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
@@ -123,7 +154,7 @@ def print_table(
     grouped: bool = True,
 ) -> None:
     """A table for the terminal, less the columns `without`; `grouped` by the first cell."""
-    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    shown = rich_table.Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     columns = [index for index, name in enumerate(header) if name not in without]
     for index in columns:
         shown.add_column(header[index], justify="right" if index else "left", no_wrap=True)
@@ -162,3 +193,113 @@ def image_grid(
             pixels = np.clip(image.reshape(height, width, channels), 0, 1)
             axis.imshow(pixels if channels == 3 else pixels[..., 0], cmap="gray_r", vmin=0, vmax=1)
     return figure
+
+
+# ---------------------------------------------------------------- protocols and pages
+
+
+class _Fields(string.Formatter):
+    """str.format with the page's own formats: sequences joined, and ":short"."""
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if format_spec.startswith("short"):
+            return short(value, int(format_spec.removeprefix("short") or 2))
+        if isinstance(value, list | tuple):
+            return ", ".join(self.format_field(each, format_spec) for each in value)
+        return super().format_field(value, format_spec)
+
+
+def protocol(experiment: str, config: Any, **computed: Any) -> dict[str, str]:
+    """How numbers were made: the sections of the experiment's protocol.md, fields filled in.
+
+    Args:
+      experiment: the name of its package, "theorem2"; in its folder lies the template. There
+        "## name" begins a section, "{train.steps}" is a field of the config or of `computed`,
+        formatted as by str.format; ":short" is `short`, ":short1" of one figure; sequences are
+        joined by commas.
+      computed: values that the config does not hold.
+
+    Returns:
+      {name: text}, one line a paragraph.
+
+    Raises:
+      KeyError, AttributeError: the template names a field that there is not.
+    """
+    folder = importlib.resources.files(f"vaebal.experiments.{experiment}")
+    text = (folder / "protocol.md").read_text(encoding="utf-8")
+    sections = {}
+    for section in re.split(r"^## ", text, flags=re.M)[1:]:
+        name, _, template = section.partition("\n")
+        filled = _Fields().vformat(template.strip(), (), {**config, **computed})
+        sections[name] = re.sub(r"(?<!\n)\n(?!\n)", " ", filled)
+    return sections
+
+
+class Figure(NamedTuple):
+    """A figure of a page."""
+
+    name: str  # of its file, without ".png"
+    alt: str  # what it shows, for those who cannot see it
+    draw: Callable[[], plt.Figure]
+
+
+class Section(NamedTuple):
+    """A part of a page: heading, table, paragraphs, figures, in this order; each may be absent."""
+
+    title: str = ""
+    table: Table | None = None
+    text: Sequence[str] = ()  # paragraphs; empty ones are left out
+    figures: Sequence[Figure] = ()
+    # In the terminal: whether the table is shown, as `print_table` does, and the text said.
+    shown: bool = True
+    without: Collection[str] = ()
+    grouped: bool = True
+    said: bool = False
+
+
+def write_page(
+    config: Any,
+    path: Path,
+    *,
+    title: str,
+    seen: str,
+    sections: Sequence[Section],
+    rows: Mapping[str, Sequence[Row]],
+) -> None:
+    """Writes an experiment's page and what it rests on, and prints its tables.
+
+    `path` gets NAME.json and NAME.csv of every item of `rows`, the figures as PNG, and table.md:
+    title, what was seen, the sections, versions, and the config as JSON. Every file is written
+    atomically, the page last: where it is, all that it names is too.
+
+    Args:
+      title: of the page, after the config's name.
+      seen: what was seen, in a sentence or two; stands first.
+      rows: {NAME: rows}; names without rows are left out.
+    """
+    for name, content in rows.items():
+        if content:
+            write_rows(content, path, name)
+    lines = [f"# {config.name}: {title}", seen]
+    for section in sections:
+        lines += [f"## {section.title}"] if section.title else []
+        lines += [markdown_table(*section.table)] if section.table else []
+        lines += filter(None, section.text)
+        for figure in section.figures:
+            save_figure(figure.draw, path / f"{figure.name}.png")
+            lines.append(f"![{figure.alt}]({figure.name}.png)")
+    lines.append(f"Versions: {', '.join(f'{k} {v}' for k, v in versions().items())}.")
+    lines.append(f"```json\n{json.dumps(config.to_dict(), indent=1)}\n```\n")
+    write_atomically(path / "table.md", "\n\n".join(lines))
+
+    for section in sections:
+        if section.table and section.shown:
+            heading = section.title or title
+            print_table(*section.table, heading, section.without, grouped=section.grouped)
+        if section.said:
+            print("\n\n".join(filter(None, section.text)), end="\n\n")
+    files = [str(path / f"{figure.name}.png") for part in sections for figure in part.figures]
+    print(
+        "\n".join([f"table {path / 'table.md'}", *([" ".join(["figures", *files])] * bool(files))])
+    )
+    print(f"\n{seen}")

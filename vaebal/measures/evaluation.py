@@ -4,6 +4,8 @@ Shapes: N examples, D pixels, K latents, S importance samples.
 """
 
 import functools
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,10 +23,10 @@ from vaebal.units import to_unit_pixels
 
 
 class Estimate(NamedTuple):
-    """A number and its standard error (NaN where one example leaves it undefined)."""
+    """A number and its standard error (NaN where one example leaves it undefined); scalars."""
 
-    value: float
-    error: float
+    value: float | Array
+    error: float | Array
 
 
 def mean_estimate(samples: np.ndarray) -> Estimate:
@@ -32,6 +34,46 @@ def mean_estimate(samples: np.ndarray) -> Estimate:
     samples = np.asarray(samples, np.float64)
     spread = samples.std(ddof=1) if len(samples) > 1 else np.nan
     return Estimate(float(samples.mean()), float(spread / np.sqrt(len(samples))))
+
+
+def clustered_interval(
+    successes: np.ndarray, trials: int, level: float = 0.95
+) -> tuple[float, float, float]:
+    """A fraction over dependent trials, and its interval with clusters as the independent unit.
+
+    Trials of one cluster (runs of one seed: the same data and initialisation) are dependent, and
+    an interval that counts each as independent is too narrow. Student's t on the clusters'
+    fractions, K - 1 degrees of freedom, cut at 0 and 1. Where there is one trial a cluster, or
+    every cluster has the same fraction and t no width, Wilson's score interval of K trials.
+
+    Args:
+      successes: [K], the number in each cluster.
+      trials: in each cluster.
+
+    Returns:
+      The fraction, and the interval's ends.
+
+    Raises:
+      ValueError: fewer than 2 clusters, no trials, or a number outside 0 to `trials`.
+    """
+    successes = np.asarray(successes, np.float64)
+    if successes.ndim != 1 or len(successes) < 2:
+        raise ValueError(f"successes has shape {successes.shape}; give [K], K of at least 2.")
+    if trials < 1 or not ((successes >= 0) & (successes <= trials)).all():
+        raise ValueError(
+            f"successes is {successes.tolist()} of {trials} trials; give 0 to {trials} of each, "
+            "and at least one trial."
+        )
+    fractions, clusters = successes / trials, len(successes)
+    mean, tail = float(fractions.mean()), (1 - level) / 2
+    if trials == 1 or np.ptp(fractions) == 0:
+        z2 = stats.norm.isf(tail) ** 2 / clusters
+        middle = (mean + z2 / 2) / (1 + z2)
+        width = math.sqrt(mean * (1 - mean) * z2 + z2**2 / 4) / (1 + z2)
+    else:
+        middle = mean
+        width = stats.t.isf(tail, clusters - 1) * fractions.std(ddof=1) / math.sqrt(clusters)
+    return mean, float(max(middle - width, 0.0)), float(min(middle + width, 1.0))
 
 
 class Posterior(NamedTuple):
@@ -175,11 +217,49 @@ def active_units(mean: np.ndarray, threshold: float = 0.01) -> Estimate:
     count's variance is the sum of p_k (1 - p_k), latents taken as independent.
 
     Args:
-      mean: posterior means [N, K].
+      mean: posterior means [N, K], N of at least 2.
+
+    Raises:
+      ValueError: another shape, fewer than 2 examples, or values that are not finite.
     """
-    centred = np.asarray(mean, np.float64) - np.mean(mean, axis=0, dtype=np.float64)
+    mean = np.asarray(mean, np.float64)
+    if mean.ndim != 2 or len(mean) < 2 or mean.shape[1] < 1:
+        raise ValueError(
+            f"mean has shape {mean.shape}; give the posterior means [N, K] of at least 2 examples "
+            "and 1 latent."
+        )
+    if not np.isfinite(mean).all():
+        latent = int(np.argmin(np.isfinite(mean).all(0)))
+        raise ValueError(
+            f"mean has values that are not finite (latent {latent}): a model that has diverged has "
+            "no active units to count; leave it out."
+        )
+    centred = mean - mean.mean(0, keepdims=True)
     activity = np.square(centred).mean(0)
     error = np.sqrt(np.maximum((centred**4).mean(0) - np.square(activity), 0.0) / len(mean))
     with np.errstate(divide="ignore"):  # a latent that never moves is counted for certain or not
         p = stats.norm.cdf((activity - threshold) / error)
     return Estimate(int((activity > threshold).sum()), float(np.sqrt((p * (1 - p)).sum())))
+
+
+def largest_eigenvalue(product: Callable[[Array], Array], start: Array, steps: int) -> Array:
+    """The largest eigenvalue of a positive semidefinite matrix, by power iteration.
+
+    For instance a covariance's, of whose rows only products are formed; can be jitted.
+
+    Args:
+      product: v [D] -> the matrix times v.
+      start: [D], a random draw: it must not be orthogonal to the eigenvector.
+      steps: after n the error is about (lambda_2 / lambda_1)^(2n), from below.
+
+    Returns:
+      A scalar; 0 for the zero matrix.
+    """
+
+    def step(_, carry):
+        image = product(carry[0])
+        size = jnp.linalg.norm(image)
+        return image / jnp.where(size > 0, size, 1.0), size
+
+    first = start / jnp.linalg.norm(start), jnp.zeros((), start.dtype)
+    return jax.lax.fori_loop(0, steps, step, first)[1]

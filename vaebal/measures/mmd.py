@@ -10,21 +10,15 @@ Shapes: N and M points, K latents, S scales, Q quadrature nodes.
 
 import functools
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from vaebal.measures.evaluation import Estimate
+
 SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-
-
-class Estimate(NamedTuple):
-    """An MMD^2 and its standard error, scalar arrays."""
-
-    value: Array
-    error: Array
 
 
 def _points(name: str, points: Array, least: int) -> Array:
@@ -283,51 +277,3 @@ def imq_mmd2_to_normal(x: Array, *, block: int = 1024) -> Estimate:
       ValueError: as `imq_mmd2_estimate`.
     """
     return _mmd2_to_normal(_points("x", x, least=4), block=block)
-
-
-@functools.partial(jax.jit, static_argnames="block")
-def _per_dimension(x: Array, y: Array, block: int) -> Array:
-    def one(latent):
-        return _mmd2(latent[0][:, None], latent[1][:, None], block=block)
-
-    return jax.lax.map(one, (x.T, y.T))
-
-
-def imq_mmd2_per_dimension(x: Array, y: Array, *, block: int = 1024) -> Array:
-    """`imq_mmd2` of each latent by itself, x [N, K] and y [M, K] -> [K], with C_s = 2 s.
-
-    A latent that is not used equals its prior and scores 0 up to noise, however many there
-    are; what the joint form sees beyond these is the dependence between latents.
-
-    Raises:
-      ValueError: as `imq_mmd2`.
-    """
-    x, y = _pair(x, y, least=2)
-    return _per_dimension(x, y, block=block)
-
-
-def whiten(x: np.ndarray) -> np.ndarray:
-    """x [N, K] with its mean taken off and its covariance (ddof 1) made I, in float64.
-
-    By the symmetric inverse root, so latents keep their names. Against N(0, I) the result shows
-    what is wrong beyond the first two moments. These now agree with the prior's exactly, so the
-    MMD^2 of whitened normal points lies below 0 (by about 3 standard errors), and the standard
-    error, which takes points as independent, overstates.
-
-    Raises:
-      ValueError: not [N, K], not finite, or a covariance of rank below K.
-    """
-    x = np.asarray(x, np.float64)
-    if x.ndim != 2 or len(x) < 2 or x.shape[1] < 1:
-        raise ValueError(f"x has shape {x.shape}; give [N, K] with N of at least 2.")
-    if not np.isfinite(x).all():
-        raise ValueError("x has values that are not finite; remove them.")
-    centred = x - x.mean(0)[None, :]
-    values, vectors = np.linalg.eigh(centred.T @ centred / (len(x) - 1))
-    rank = int((values > values[-1] * len(values) * np.finfo(np.float64).eps).sum())
-    if rank < x.shape[1]:
-        raise ValueError(
-            f"x has a covariance of rank {rank} below its {x.shape[1]} latents; "
-            "drop latents that are constant or functions of others, or give more points."
-        )
-    return centred @ (vectors / np.sqrt(values)[None, :]) @ vectors.T

@@ -25,7 +25,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optimistix
 import scipy.linalg
 from jax import Array
 from jax.flatten_util import ravel_pytree
@@ -641,16 +640,7 @@ def spectral_density(
     return SpectralDensity(grid, each.mean(0), error, float(width), nodes, weights)
 
 
-# ---------------------------------------------------------------- polishing
-
-
-class Polished(NamedTuple):
-    """A point that was moved towards a stationary one."""
-
-    params: Params
-    gradient_norm: float
-    steps: int
-    converged: bool  # the gradient norm met the tolerance
+# ---------------------------------------------------------------- certificates
 
 
 @functools.partial(jax.jit, static_argnames="loss")
@@ -668,78 +658,6 @@ def _value_and_gradient_norm(loss: Loss, params: Params, args: tuple) -> tuple[f
         )
     return value, norm
 
-
-@functools.partial(jax.jit, static_argnames=("loss", "method", "max_steps"))
-def _solve(loss: Loss, params: Params, args: tuple, method: str, max_steps: int, change: float):
-    """Where the method ends, and after how many steps."""
-    flat, unravel = ravel_pytree(params)
-
-    def value(flat, args):
-        return loss(unravel(flat), *args)
-
-    options = {"args": args, "max_steps": max_steps, "throw": False}
-    with jax.default_matmul_precision("highest"):
-        if method == "levenberg_marquardt":
-            solver = optimistix.LevenbergMarquardt(rtol=change, atol=change)
-            solution = optimistix.least_squares(jax.grad(value), solver, flat, **options)
-        elif method == "newton":
-            solver = optimistix.Newton(rtol=change, atol=change)
-            solution = optimistix.root_find(jax.grad(value), solver, flat, **options)
-        else:
-            solver = optimistix.BFGS(rtol=change, atol=change)
-            solution = optimistix.minimise(value, solver, flat, **options)
-    return unravel(solution.value), solution.stats["num_steps"]
-
-
-def polish(
-    loss: Loss,
-    params: Params,
-    tolerance: float,
-    *,
-    args: tuple = (),
-    method: Literal["levenberg_marquardt", "newton", "bfgs"] = "levenberg_marquardt",
-    max_steps: int = 200,
-) -> Polished:
-    """Moves `params` to a stationary point close by, by optimistix; for small models.
-
-    Every method keeps dense [P, P] matrices.
-
-    Args:
-      tolerance: gradient norm to reach.
-      method: "levenberg_marquardt" solves gradient = 0 by damped least squares: it goes
-        to saddles as to minima, takes singular Hessians, and can end where the gradient's
-        norm has a local minimum other than zero. "newton" solves the same equation
-        undamped: the fastest from close by, where the Hessian is not singular. "bfgs"
-        minimises the loss: it leaves saddles, and needs thousands of steps where
-        curvatures differ much; finish with another.
-      max_steps: of the method.
-
-    Returns:
-      `Polished`; if no smaller gradient was found, with the params that came in.
-
-    Raises:
-      ValueError: a bad argument, by name; a gradient that is not finite.
-    """
-    params, _ = _checked(loss, params, args)
-    _check_positive(tolerance=tolerance)
-    _check_at_least(1, max_steps=max_steps)
-    if method not in ("levenberg_marquardt", "newton", "bfgs"):
-        raise ValueError(
-            f"method must be 'levenberg_marquardt', 'newton' or 'bfgs', but is {method!r}."
-        )
-    before = _value_and_gradient_norm(loss, params, args)[1]
-    # optimistix stops by the change of point and value. A thousandth of the gradient's
-    # tolerance makes it take one more step than the last one needed.
-    epsilon = float(jnp.finfo(jnp.result_type(*jax.tree.leaves(params))).eps)
-    change = max(1e-3 * tolerance, 4 * epsilon)
-    moved, steps = _solve(loss, params, args, method, max_steps, change)
-    after = float(_gradient_norm(loss, moved, args)[1])
-    if not after < before:  # not finite included
-        moved, after = params, before
-    return Polished(moved, after, int(steps), after <= tolerance)
-
-
-# ---------------------------------------------------------------- certificates
 
 Verdict = Literal["minimum", "strict saddle", "degenerate", "not stationary", "undecided"]
 

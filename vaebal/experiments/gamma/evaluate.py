@@ -22,16 +22,13 @@ def largest_variance(images: ImageSet, *, rows: int = 4096, steps: int = 50) -> 
     @jax.jit
     def power(used):
         mean = mean_image(used, images.decode)
-        v = jax.random.normal(stream(0, "largest variance"), mean.shape)
 
-        def step(_, carry):
-            v, _ = carry
+        def product(v):
             along = lambda row: (lambda x: x * (x @ v))(images.decode(row[None])[0] - mean)  # noqa: E731
-            image = jax.lax.map(along, used, batch_size=256).mean(0)
-            size = jnp.linalg.norm(image)
-            return image / size, size
+            return jax.lax.map(along, used, batch_size=256).mean(0)
 
-        return jax.lax.fori_loop(0, steps, step, (v / jnp.linalg.norm(v), jnp.zeros(())))[1]
+        start = jax.random.normal(stream(0, "largest variance"), mean.shape)
+        return evaluation.largest_eigenvalue(product, start, steps)
 
     return float(power(used))
 
@@ -107,15 +104,10 @@ def _residual_variance(model: GaussianVAE, params, blocks, decode: Decode, steps
 
     residuals = jax.lax.map(residual, blocks).reshape(-1, model.outputs)
     residuals = residuals - residuals.mean(0)[None, :]
-    v = jax.random.normal(stream(0, "evaluation/residual"), (model.outputs,))
-
-    def step(_, carry):
-        v, _ = carry
-        image = (residuals @ v) @ residuals / len(residuals)
-        length = jnp.linalg.norm(image)
-        return image / length, length
-
-    return jax.lax.fori_loop(0, steps, step, (v / jnp.linalg.norm(v), jnp.zeros(())))[1]
+    start = jax.random.normal(stream(0, "evaluation/residual"), (model.outputs,))
+    return evaluation.largest_eigenvalue(
+        lambda v: (residuals @ v) @ residuals / len(residuals), start, steps
+    )
 
 
 def draw_pictures(

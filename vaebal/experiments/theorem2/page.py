@@ -1,7 +1,6 @@
 """The report of Theorem 2's experiment: certificates, curvatures, the phase diagram of escape."""
 
 import itertools
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +8,11 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from scipy.stats import binomtest
 
 from vaebal.experiments import report
 from vaebal.experiments.kappa_sweep.page import SKIP_NAMES
-from vaebal.experiments.report import Row, distinct, rows_with
-from vaebal.training.checkpoints import write_atomically
+from vaebal.experiments.report import Figure, Row, Section, Table, distinct, rows_with, short
+from vaebal.measures.evaluation import clustered_interval
 
 PHASES = {
     "held": "γ held: all directions above γ awake",
@@ -29,10 +27,15 @@ WEIGHTS = {
 
 
 def recovered(rows: Sequence[Row], phase: str) -> tuple[float, float, float]:
-    """Fraction of runs that recovered, and Wilson's 95% interval."""
-    test = binomtest(sum(row[f"{phase}_recovered"] for row in rows), len(rows))
-    interval = test.proportion_ci(confidence_level=0.95, method="wilson")
-    return test.statistic, interval.low, interval.high
+    """Fraction of runs that recovered, and its 95% interval over seeds.
+
+    The runs of one seed share data and initialisation: seeds, not runs, are independent.
+    """
+    seeds = [rows_with(rows, seed=seed) for seed in distinct(rows, "seed")]
+    hits = [sum(row[f"{phase}_recovered"] for row in runs) for runs in seeds]
+    if len(seeds) == 1:  # nothing is known of the others
+        return hits[0] / len(rows), 0.0, 1.0
+    return clustered_interval(np.array(hits), len(seeds[0]))
 
 
 def _share(value: float) -> str:
@@ -46,30 +49,24 @@ def _with_interval(rows: Sequence[Row], phase: str) -> str:
     return f"{_share(fraction)} [{_share(low)}, {_share(high)}]"
 
 
-def _short(value: float) -> str:
-    """ "0", "6e−17" or "0.42"."""
-    text = f"{value:.0e}" if abs(value) < 1e-3 else f"{value:.2g}"
-    return "0" if value == 0 else text.replace("e-0", "e-").replace("-", "−")
-
-
 # --------------------------------------------------------------------- tables
 
 
-def certificate_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+def certificate_table(rows: Sequence[Row]) -> Table:
     """Largest gradient entries of the collapsed latent's weights."""
     header = ["activation", "depth", "width", "head biases"]
     header += [f"±ε: {name}" for name in WEIGHTS.values()]
     header += [f"one ε: {name}" for name in WEIGHTS.values()]
     body = [
         [row["activation"], str(row["depth"]), str(row["width"]), row["biases"]]
-        + [_short(row[f"{kind} {weight}"]) for kind in ("antithetic", "one draw")
+        + [short(row[f"{kind} {weight}"]) for kind in ("antithetic", "one draw")
            for weight in WEIGHTS]
         for row in rows
     ]  # fmt: skip
     return header, body
 
 
-def curvature_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+def curvature_table(rows: Sequence[Row]) -> Table:
     """The least eigenvalue at total collapse: formula and Hessian."""
     header = ["skips", "γ", "explained / γ", "least curvature, predicted", "measured", "difference"]
     body = [
@@ -77,14 +74,14 @@ def curvature_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
             *(row["skips"], f"{row['gamma']:g}", f"{row['explained_over_gamma']:.4f}"),
             *(f"{row[name]:.8g}".replace("-", "−") if abs(row[name]) > 1e-12 else "0"
               for name in ("predicted", "measured")),
-            _short(abs(row["predicted"] - row["measured"])),
+            short(abs(row["predicted"] - row["measured"]), 1),
         ]
         for row in rows
     ]  # fmt: skip
     return header, body
 
 
-def phase_table(rows: Sequence[Row], phase: str) -> tuple[list[str], list[list[str]]]:
+def phase_table(rows: Sequence[Row], phase: str) -> Table:
     """Fraction of runs that recovered, with its interval, by net and the gamma of the start."""
     gammas = distinct(rows, "gamma_start")
     header = ["skips", "blocks", "κ", *(f"γ = {gamma:g}" for gamma in gammas)]
@@ -112,7 +109,7 @@ def median_steps(rows: Sequence[Row]) -> float:
                             for row in rows]))  # fmt: skip
 
 
-def descent_table(rows: Sequence[Row], steps: int) -> tuple[list[str], list[list[str]]]:
+def descent_table(rows: Sequence[Row], steps: int) -> Table:
     """Steps to escape under gradient descent, predicted and measured."""
     header = ["skips", "γ", "least curvature", "predicted steps", "measured steps", "escaped"]
     body = []
@@ -126,7 +123,7 @@ def descent_table(rows: Sequence[Row], steps: int) -> tuple[list[str], list[list
             body.append(
                 [
                     *(skips, f"{gamma:g}"),
-                    _short(curvature) if abs(curvature) > 1e-12 else "0",
+                    short(curvature) if abs(curvature) > 1e-12 else "0",
                     f"{predicted:,.0f}" if predicted < 1e6 else "over 10^6",
                     f"{measured:,.0f}" if measured < math.inf else f"over {steps:,}",
                     f"{escaped} of {len(runs)}",
@@ -164,75 +161,13 @@ def sentence(rows: Sequence[Row]) -> str:
     )
     return (
         "Latents collapsed as the theorem says have gradients of "
-        f"{'at most ' if worst else 'exactly '}{_short(worst)} over ±ε, and the predicted "
-        f"curvature of the way out is the Hessian's to {_short(gap)}; from "
+        f"{'at most ' if worst else 'exactly '}{short(worst, 1)} over ±ε, and the predicted "
+        f"curvature of the way out is the Hessian's to {short(gap, 1)}; from "
         f"near total collapse {escape}with γ held below some, all directions above γ wake up in "
-        f"{', '.join(said)} (decoders of {blocks} blocks; Wilson's 95% intervals), and gradient "
+        f"{', '.join(said)} (decoders of {blocks} blocks; 95% intervals over seeds), and gradient "
         f"descent at γ = {gamma:g} takes a median of {', '.join(steps)} steps to escape, in the "
         "same order."
     )
-
-
-def protocol(config: Any) -> dict[str, str]:
-    """How the numbers of every table were made, in full sentences."""
-    data, model, train, descent = config.data, config.model, config.train, config.descent
-    variances = ", ".join(f"{value:g}" for value in data.variances)
-    problem = (
-        f"Data: {data.examples} examples in {data.dim} dimensions, covariance of rank "
-        f"{len(data.variances)} with variances {variances} exactly, along directions drawn anew "
-        f"for every seed. Nets: width {model.width}, {model.encoder_layers} encoder layers, "
-        f"{model.activation}, decoders of blocks of two layers."
-    )
-    start = (
-        f"Start: total collapse, plus {train.delta:g} times a normal draw in every weight that "
-        "the collapse zeroed"
-    )
-    awake = (
-        "A direction is awake where the posterior mean restores at least half of what "
-        "probabilistic PCA restores of it at this γ, 1 − (γ/λ)² (half of its variance where λ ≤ γ)."
-    )
-    return {
-        "certificates": (
-            "Largest gradient entry of −ELBO by latent 0's weights, latent 0 collapsed and all "
-            f"other weights random; float64, κ = {config.certificate.kappa}, γ = "
-            f"{config.certificate.gamma:g}, affine skip and residual blocks; depth is the number "
-            "of encoder layers and of decoder blocks. ±ε: the mean over a draw and the draw with "
-            "ε_0 negated, which has the expectation's zero; one ε: the draw alone. Live biases: "
-            "those of latent 0's two heads are random too, and no claim holds."
-        ),
-        "curvature": (
-            f"Total collapse with x̂ = x̄, decoders of {max(model.blocks)} blocks, κ = "
-            f"{config.curvature.kappa}, seed 0, float64. Explained: the largest variance that the "
-            "encoder's features explain linearly along a direction the decoder's Jacobian, or the "
-            "affine skip, reaches: above γ the point is a strict saddle. Measured: the least "
-            "eigenvalue of the dense Hessian by the decoder's first kernel, W_x and the mean "
-            f"head. {problem}"
-        ),
-        "held": (
-            f"{problem} {start}. γ is held for {train.steps} steps of Adam at "
-            f"{train.learning_rate:g} on the full batch, float32. {awake} Recovered: as many "
-            "directions awake as there are variances above γ, probabilistic PCA's number (where "
-            "there is none, any one). Fraction of the "
-            f"{len(train.seeds)} seeds, with Wilson's 95% interval. So small a δ and so few steps "
-            "are chosen to tell steep ways out from shallow ones: given more steps, more runs "
-            "escape, with skips or without. Just below a variance the way out along it is at its "
-            "shallowest: hence the teeth."
-        ),
-        "learned": (
-            f"The same runs, {train.steps} steps on: log γ then moves to the batch's log "
-            f"E‖x−x̂‖²/d by at most {train.gamma_rate:g} a step. At total collapse that is the "
-            f"mean variance per dimension, {sum(data.variances) / data.dim:.2g}, which is always "
-            f"below the largest variance. {awake} Recovered: all {len(data.variances)} awake."
-        ),
-        "descent": (
-            f"{start}, κ = {descent.kappa}, decoders of {max(model.blocks)} blocks, the data and "
-            f"seeds as above. Plain gradient descent, {descent.steps} steps of "
-            f"{descent.learning_rate:g} times γ times the gradient over ±ε; medians over seeds. "
-            f"Predicted: log(1/δ) / log(1 + {descent.learning_rate:g} γ|c|) steps from δ to order "
-            "one, c the least curvature at collapse. Escaped: the first latent with "
-            "Var_x(E[z|x]) > .01, before order one."
-        ),
-    }
 
 
 # -------------------------------------------------------------------- figures
@@ -327,33 +262,42 @@ def draw_descent(rows: Sequence[Row], steps: int) -> plt.Figure:
     return figure
 
 
-# --------------------------------------------------------------------- writing
-
-
 def write(config: Any, path: Path, rows: Sequence[Row]) -> None:
-    """Writes rows, tables and figures into `path`, and prints the tables."""
+    """Writes the page, its rows and figures into `path`, and prints the tables."""
     parts = {part: rows_with(rows, part=part) for part in distinct(rows, "part")}
-    for part, content in parts.items():
-        report.write_rows(content, path, part)
-    training, descent, steps = parts["training"], parts["descent"], config.descent.steps
-    report.save_figure(lambda: draw_phase(training, config.data.variances), path / "phase.png")
-    report.save_figure(lambda: draw_descent(descent, steps), path / "descent.png")
-    how, seen = protocol(config), sentence(rows)
-    sections = {
-        "Escape, γ held": (phase_table(training, "held"), how["held"], "phase.png"),
-        "Escape, γ then learned": (phase_table(training, "learned"), how["learned"], ""),
-        "Steps to escape": (descent_table(descent, steps), how["descent"], "descent.png"),
-        "Curvature": (curvature_table(parts["curvature"]), how["curvature"], ""),
-        "Certificates": (certificate_table(parts["certificates"]), how["certificates"], ""),
-    }
-    text = [f"# {config.name}: total collapse, and the ways out", seen]
-    for title, (table, said, figure) in sections.items():
-        text += [f"## {title}", report.markdown_table(*table), said]
-        text += [f"![{title}]({figure})"] if figure else []
-        if title != "Certificates":
-            report.print_table(*table, title, grouped=title != "Curvature")
-    text += [f"Versions: {', '.join(f'{k} {v}' for k, v in report.versions().items())}."]
-    text += [f"```json\n{json.dumps(config.to_dict(), indent=1)}\n```"]
-    write_atomically(path / "table.md", "\n\n".join(text) + "\n")
-    print(f"tables {path / 'table.md'}\nfigures {path / 'phase.png'} {path / 'descent.png'}")
-    print(f"\n{seen}")
+    training, descent, variances = parts["training"], parts["descent"], config.data.variances
+    phase = Figure("phase", "Escape, γ held", lambda: draw_phase(training, variances))
+    steps = Figure(
+        "descent", "Steps to escape", lambda: draw_descent(descent, config.descent.steps)
+    )
+    how = report.protocol(
+        "theorem2",
+        config,
+        blocks=max(config.model.blocks),
+        rank=len(variances),
+        seeds=len(config.train.seeds),
+        mean_variance=sum(variances) / config.data.dim,
+    )
+    report.write_page(
+        config,
+        path,
+        title="total collapse, and the ways out",
+        seen=sentence(rows),
+        sections=[
+            Section("Escape, γ held", phase_table(training, "held"), [how["held"]], [phase]),
+            Section("Escape, γ then learned", phase_table(training, "learned"), [how["learned"]]),
+            Section(
+                "Steps to escape",
+                *(descent_table(descent, config.descent.steps), [how["descent"]], [steps]),
+            ),
+            Section(
+                "Curvature", curvature_table(parts["curvature"]), [how["curvature"]], grouped=False
+            ),
+            Section(
+                "Certificates",
+                *(certificate_table(parts["certificates"]), [how["certificates"]]),
+                shown=False,
+            ),
+        ],
+        rows=parts,
+    )

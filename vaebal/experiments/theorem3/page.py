@@ -1,7 +1,5 @@
 """The report of Theorem 3's experiment: a table and a figure a part, protocols, one sentence."""
 
-import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +9,10 @@ import numpy as np
 
 from vaebal.data import load
 from vaebal.experiments import report
-from vaebal.experiments.report import Row, distinct, rows_with
+from vaebal.experiments.report import Figure, Row, Section, Table, distinct, rows_with, short
+from vaebal.experiments.theorem3.digits import PIXELS
 from vaebal.theory.penalties import named
-from vaebal.training.checkpoints import write_atomically
 
-PIXELS = 64  # of a digit
 ERROR = "error  ‖X−X̂‖²/(dn)"
 
 
@@ -27,24 +24,17 @@ def _best(rows: Sequence[Row]) -> list[Row]:
 def _slope(row: Row) -> str:
     """ "1", "1e6" or "∞"."""
     slope = row["slope_at_zero"]
-    return "∞" if slope == "inf" else _short(slope)
-
-
-def _short(value: float, sign: str = "") -> str:
-    """Two digits at most and a short exponent: 0.25, 1e−6."""
-    small = 0 < abs(value) < 1e-3
-    text = f"{value:{sign}.1e}".replace(".0e", "e") if small else f"{value:{sign}.2g}"
-    return re.sub(r"e([+-])0*", lambda m: "e" + m[1].strip("+"), text).replace("-", "−")
+    return "∞" if slope == "inf" else short(slope)
 
 
 def _errors(values: Sequence[float], digits: int, zero: float = 0.0) -> str:
     """Mean and spread over seeds; a bound where all are at most `zero`: zero but for rounding."""
     if max(values) <= zero:
-        return f"≤ {_short(float(f'{max(values):.0e}'))}" if max(values) > 0 else "0"
+        return f"≤ {short(float(f'{max(values):.0e}'))}" if max(values) > 0 else "0"
     mean, spread = report.mean_and_spread(values)
     if mean >= 10.0 ** (1 - digits):
         return report.with_spread(values, digits)
-    return _short(mean) + (f" ± {_short(spread)}" if spread is not None else "")
+    return short(mean) + (f" ± {short(spread)}" if spread is not None else "")
 
 
 def _field(rows: Sequence[Row], name: str) -> list[Any]:
@@ -54,10 +44,10 @@ def _field(rows: Sequence[Row], name: str) -> list[Any]:
 def _signed(values: Sequence[float]) -> str:
     """A mean difference with its sign; "0" where it is rounding."""
     mean = float(np.mean(values))
-    return _short(mean, "+") if abs(mean) > 1e-9 else "0"
+    return short(mean, sign="+") if abs(mean) > 1e-9 else "0"
 
 
-def linear_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+def linear_table(rows: Sequence[Row]) -> Table:
     """Error and active rows of every penalty at every kappa, over seeds."""
     rows = _best(rows)
     kappas = distinct(rows, "kappa")
@@ -81,7 +71,7 @@ def linear_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return header, body
 
 
-def homotopy_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+def homotopy_table(rows: Sequence[Row]) -> Table:
     """With the homotopy and without, at the largest kappa: rows, energies, single starts."""
     rows = [row for row in rows if row["homotopy"] is not None]
     rows = rows_with(rows, kappa=max(distinct(rows, "kappa")))
@@ -102,7 +92,7 @@ def homotopy_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return header, body
 
 
-def counterexample_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+def counterexample_table(rows: Sequence[Row]) -> Table:
     """The balanced solution's energy beside those of solutions that may undercut it."""
     header = [
         *("h(u)", "h′(0)", "balanced: energy", "shrunk by t", "its error"),
@@ -113,8 +103,8 @@ def counterexample_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]
         shrunk = ["none pays", "", ""]
         if row["shrinking_pays"]:
             shrunk = [
-                _short(row["shrinkage"]),
-                _short(row["shrunk_error"]),
+                short(row["shrinkage"]),
+                short(row["shrunk_error"]),
                 _signed([row["energy_shrunk"] - row["energy_balanced"]]),
             ]
         split = _signed([row["energy_split"] - row["energy_balanced"]])
@@ -127,7 +117,7 @@ def counterexample_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]
     return header, body
 
 
-def power_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+def power_table(rows: Sequence[Row]) -> Table:
     """Error and active rows by p."""
     header = ["p", "error", "exact error", "scaling argument", "rows"]
     body = []
@@ -140,7 +130,7 @@ def power_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return header, body
 
 
-def digits_table(rows: Sequence[Row], kept: int) -> tuple[list[str], list[list[str]]]:
+def digits_table(rows: Sequence[Row], kept: int) -> Table:
     """Deep autoencoders on one data set: error and active rows, with the homotopy or not."""
     header = ["h(u)", "homotopy", "error", "test error", "rows"]
     body = []
@@ -199,16 +189,8 @@ def sentence(rows: Sequence[Row]) -> str:
 
 
 def protocol(config: Any, rows: Sequence[Row]) -> dict[str, str]:
-    """How the numbers of every table were made, in full sentences."""
+    """How the numbers of every table were made: protocol.md, filled in."""
     linear, digits = config.linear, config.digits
-
-    def over(seeds: Sequence[int]) -> str:
-        if len(seeds) == 1:
-            return f"One seed ({seeds[0]}), so no spread."
-        return (
-            f"Mean ± standard deviation over the {len(seeds)} seeds {', '.join(map(str, seeds))}."
-        )
-
     indicator = "".join(
         f" {named(formula).name} is evaluated, not minimised: its line is the solution of least "
         "energy among those of all other penalties."
@@ -216,52 +198,16 @@ def protocol(config: Any, rows: Sequence[Row]) -> dict[str, str]:
         if not named(formula).differentiable
     )
     kept = min(distinct(rows_with(rows, part="digits"), "kept"))
-    return {
-        "linear": (
-            f"Data: rank {linear.rank} exactly, d = {linear.dim}, n = {linear.examples}, normal "
-            "codes times normal loadings. x̂ = W_x z, columns of W_x of norm one, codes free (a "
-            f"linear encoder does as well). Reweighted ridge steps, {linear.steps} of them, in "
-            f"float64; best of {linear.starts} random decoders by h's own energy; the smoothing "
-            f"of h(u+ε) falls from {_short(linear.smoothing_start)} to "
-            f"{_short(linear.smoothing_end)} of the data's mean square norm (the homotopy). "
-            f"{over(linear.seeds)} Error is ‖X−X̂‖²/(dn). A row is active above "
-            f"{_short(linear.active_share)} of the data's mean square norm. Balanced: an error "
-            f"below {_short(linear.zero_error)} of the data's mean square with {linear.rank} "
-            f"rows, counted over κ and seeds.{indicator}"
-        ),
-        "homotopy": (
-            f"κ = {max(linear.kappas)}. From scratch: the smoothing is "
-            f"{_short(linear.smoothing_end)} from the first step. SVD's is the energy of zero "
-            f"error with {linear.rank} rows: below it, h prefers another solution; 0 or nearly, a "
-            "tie or convergence to it; well above it, a local minimum. Balanced starts are "
-            "counted over seeds and single starts."
-        ),
-        "counterexamples": (
-            f"Data: {linear.rank} orthogonal directions of variance "
-            f"{_short(config.counterexamples.variance)}, d = {linear.dim}; no zero-error solution "
-            f"with {linear.rank} rows has less energy than the balanced one shown. Shrunk: "
-            "Z → (1−t)Z at its best t. Split: every row in the least number of equal parts that "
-            "pays, or in two where none ever does. Energies with h(0) = 0. A negative difference "
-            "is a solution that h prefers to balance: a bounded slope always has both kinds."
-        ),
-        "power": (
-            f"κ = {config.power.kappa}, the data and starts of the first table. Exact: the global "
-            "minimum, by search over one threshold of the singular values. Scaling argument: "
-            "where Z → (1−t)Z stops, to first order, starting from the SVD."
-        ),
-        "digits": (
-            f"Full batch of {len(load('digits').train)} images; errors are per pixel. MLPs of "
-            f"width {digits.width}, {digits.encoder_layers} layers for the encoder and "
-            f"{digits.decoder_layers} for the decoder, {digits.activation}; the decoder's weights "
-            f"that leave a unit have norm one; κ = {digits.kappa}. Adam at "
-            f"{_short(digits.learning_rate)}, {digits.steps} steps; smoothing from "
-            f"{_short(digits.smoothing_start)} to {_short(digits.smoothing_end)} over the first "
-            f"{digits.smoothing_share:.0%} of them (the homotopy), or at its end throughout. "
-            f"{_digits_name(kept).capitalize()}: the digits' first principal components, so that "
-            f"the rows needed are known. A row is active above {_short(digits.active_share)} of "
-            f"the images' variance. {over(digits.seeds)}"
-        ),
-    }
+    return report.protocol(
+        "theorem3",
+        config,
+        indicator=indicator,
+        largest_kappa=max(linear.kappas),
+        images=len(load("digits").train),
+        digits_reduced=_digits_name(kept).capitalize(),
+        linear_seeds=report.over_seeds(linear.seeds).capitalize(),
+        digits_seeds=report.over_seeds(digits.seeds).capitalize(),
+    )
 
 
 def _draw_rank(axis: plt.Axes, rank: int, **place: Any) -> None:
@@ -378,41 +324,42 @@ def draw_digits(rows: Sequence[Row]) -> plt.Figure:
 
 
 def write(config: Any, path: Path, rows: Sequence[Row]) -> None:
-    """Writes rows, tables and figures into `path`, and prints the tables."""
+    """Writes the page, its rows and figures into `path`, and prints the tables."""
     parts = {
         part: rows_with(rows, part=part)
         for part in ("linear", "counterexamples", "power", "digits")
     }
-    for part, content in parts.items():
-        report.write_rows(content, path, part)
-    for part, draw in (("linear", draw_linear), ("power", draw_power), ("digits", draw_digits)):
-        report.save_figure(lambda draw=draw, part=part: draw(parts[part]), path / f"{part}.png")
+    linear, powers, digits = parts["linear"], parts["power"], parts["digits"]
+    figures = {
+        "linear": Figure("linear", "Linear decoders", lambda: draw_linear(linear)),
+        "power": Figure("power", "The threshold of u^p", lambda: draw_power(powers)),
+        "digits": Figure("digits", "Deep: every latent's mean square", lambda: draw_digits(digits)),
+    }
     how = protocol(config, rows)
-    sections = []
-    counterexamples = counterexample_table(parts["counterexamples"])
-    for title, table, key, figure in (
-        ("Linear decoders", linear_table(parts["linear"]), "linear", "linear.png"),
-        ("The homotopy", homotopy_table(parts["linear"]), "homotopy", ""),
-        ("Counter-examples", counterexamples, "counterexamples", ""),
-        ("The threshold of u^p", power_table(parts["power"]), "power", "power.png"),
-        *(
-            (f"Deep: the digits, {_digits_name(kept)}", digits_table(parts["digits"], kept), "", "")
-            for kept in distinct(parts["digits"], "kept")
-        ),
-        ("Deep: how it was made", None, "digits", "digits.png"),
-    ):
-        text = [report.markdown_table(*table)] if table else []
-        text += [how[key]] if key else []
-        text += [f"![{title}]({figure})"] if figure else []
-        sections.append("\n\n".join([f"## {title}", *text]))
-        if table:
-            print(f"\n{title}\n{report.markdown_table(*table)}")
-    write_atomically(
-        path / "table.md",
-        f"# {config.name}: which h make eq. 6 balanced\n\n{sentence(rows)}\n\n"
-        + "\n\n".join(sections)
-        + f"\n\n```json\n{json.dumps(config.to_dict(), indent=1)}\n```\n",
+
+    def section(title: str, table: Table | None, key: str = "", *, drawn: bool = False) -> Section:
+        text = [how[key]] if key else []
+        return Section(title, table, text, [figures[key]] if drawn else [], grouped=False)
+
+    report.write_page(
+        config,
+        path,
+        title="which h make eq. 6 balanced",
+        seen=sentence(rows),
+        sections=[
+            section("Linear decoders", linear_table(linear), "linear", drawn=True),
+            section("The homotopy", homotopy_table(linear), "homotopy"),
+            section(
+                "Counter-examples",
+                counterexample_table(parts["counterexamples"]),
+                "counterexamples",
+            ),
+            section("The threshold of u^p", power_table(powers), "power", drawn=True),
+            *(
+                section(f"Deep: the digits, {_digits_name(kept)}", digits_table(digits, kept))
+                for kept in distinct(digits, "kept")
+            ),
+            section("Deep: how it was made", None, "digits", drawn=True),
+        ],
+        rows=parts,
     )
-    print(f"\ntables {path / 'table.md'}")
-    print("figures", *(path / f"{part}.png" for part in ("linear", "power", "digits")))
-    print(f"\n{sentence(rows)}")
