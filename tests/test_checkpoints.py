@@ -1,7 +1,6 @@
 """What a workdir and its checkpoints promise: whole or refused, never half and never silently."""
 
 import gc
-import json
 import os
 import shutil
 import subprocess
@@ -184,12 +183,10 @@ def test_other_types_shapes_and_leaves_are_named_and_nothing_is_touched(tmp_path
     saved(tmp_path)
     other = shapes()
     sharding = other["params"].sharding
-    as_params = lambda shape, dtype: (
-        other
-        | {  # noqa: E731
-            "params": jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-        }
-    )
+
+    def as_params(shape, dtype):
+        return other | {"params": jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)}
+
     for wanted, said in (
         (as_params((30, 40), jnp.bfloat16), "params bfloat16[30, 40]: start it with the settings"),
         (as_params((40, 30), jnp.float32), "params float32[40, 30]: start it with the settings"),

@@ -1,4 +1,4 @@
-"""A run's directory: one process's, one config's, one data set's; its small files whole or named."""
+"""A run's directory: of one process, one config, one data set; its small files, whole or named."""
 
 import json
 import os
