@@ -356,13 +356,14 @@ def test_blocks_hash_as_one_array_and_a_memory_map_as_its_content(tmp_path, monk
 @pytest.mark.parametrize("name", data.MANIFOLDS)
 def test_drawn_images_are_told_by_what_they_are_drawn_from(name, monkeypatch):
     """Not by their pixels, whose last bits are a machine's, nor by how they are kept."""
-    first = manifold(name).fingerprint
-    assert manifold(name).fingerprint == first
-    changes = {"rank": 2, "resolution": 9, "train_size": 31, "test_size": 11, "noise": 0.01}
-    for field, value in (changes | {"seed": 6}).items():
-        assert manifold(name, **{field: value}).fingerprint["sha256"] != first["sha256"], field
+    stored = manifold(name).fingerprint
+    if name == "linear":
+        assert manifold(name, noise=0.01).fingerprint["sha256"] != stored["sha256"]
     monkeypatch.setattr(sets, "STORED_BYTES", 0)
-    assert manifold(name).fingerprint == first
+    assert manifold(name).fingerprint == stored
+    changes = {"rank": 2, "resolution": 9, "train_size": 31, "test_size": 11, "seed": 6}
+    for field, value in changes.items():
+        assert manifold(name, **{field: value}).fingerprint["sha256"] != stored["sha256"], field
 
 
 def test_a_folders_fingerprint_is_of_its_images_and_not_of_its_place(tmp_path):
