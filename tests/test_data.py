@@ -271,8 +271,8 @@ def test_a_mean_image_in_blocks_that_do_not_divide_the_rows():
     ("changes", "message"),
     [
         ({"name": "sphere"}, "data.name='sphere' must be one of 'rendered', 'linear', 'network'"),
-        ({"rank": 0}, r"data.ranks holds r=0: r must be an integer in 1..12"),
-        ({"rank": 13}, r"data.ranks holds r=13"),
+        ({"rank": 0}, r"r=0 \(data.rank, or of data.ranks\) must be an integer in 1..12"),
+        ({"rank": 13}, r"r=13 \(data.rank"),
         ({"resolution": 7}, r"data.resolution=7 must be at least 8"),
         ({"noise": 0.1}, r"data.noise=0.1 needs the 40 images of 192 pixels stored"),
     ],

@@ -134,9 +134,10 @@ def manifold(
     """
     if name not in MANIFOLDS:
         raise InputError(f"data.name={name!r} must be one of {', '.join(map(repr, MANIFOLDS))}.")
-    if not 1 <= rank <= rendered.MAX_FACTORS:
+    if type(rank) is not int or not 1 <= rank <= rendered.MAX_FACTORS:
         raise InputError(
-            f"data.ranks holds r={rank}: r must be an integer in 1..{rendered.MAX_FACTORS}."
+            f"r={rank} (data.rank, or of data.ranks) must be an integer in "
+            f"1..{rendered.MAX_FACTORS}."
         )
     if resolution < 8:
         raise InputError(f"data.resolution={resolution} must be at least 8 pixels.")

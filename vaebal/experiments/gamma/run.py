@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vaebal.data import MANIFOLDS, Decode, ImageSet, load, manifold, mean_image, steps_per_epoch
+from vaebal.data import MANIFOLDS, Decode, ImageSet, mean_image, steps_per_epoch
 from vaebal.errors import Diverged, InputError
-from vaebal.experiments import checks, report
+from vaebal.experiments import checks, inputs, report
 from vaebal.experiments.gamma import page as gamma_report
 from vaebal.measures import evaluation, mmd
 from vaebal.models import GaussianVAE, conv_vae, infogan_vae, mlp_vae, prior_samples
@@ -32,7 +32,6 @@ from vaebal.training import devices
 from vaebal.training.checkpoints import (
     Checkpoints,
     load_arrays,
-    open_workdir,
     save_arrays,
     write_atomically,
 )
@@ -175,15 +174,7 @@ def check(config: Any) -> None:
 
 def open_data(config: Any, rank: int) -> ImageSet:
     """The images, on a manifold of dimension `rank` where that is not 0."""
-    data = config.data
-    if not rank:
-        return load(
-            data.name, data.dir, resolution=data.resolution, folder=data.folder, bad=data.bad
-        )
-    return manifold(
-        data.name, rank=rank, resolution=data.resolution, train_size=data.train_size,
-        test_size=data.test_size, noise=data.noise, seed=data.seed,
-    )  # fmt: skip
+    return inputs.open_data(config, rank)
 
 
 def check_against_data(config: Any, images: ImageSet) -> None:
@@ -354,7 +345,7 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
     ranks = tuple(config.data.ranks) if config.data.name in MANIFOLDS else (0,)
     images = open_data(config, ranks[0])
     check_against_data(config, images)
-    path = open_workdir(workdir, config.to_dict())
+    path = inputs.open_run(config, workdir, images)
     session = Session(config, path, {ranks[0]: images})
     found = {arm.name: arm for arm in arms(config)}
     groups = [

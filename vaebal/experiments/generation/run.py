@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 
-from vaebal.data import ImageSet, load, manifold
+from vaebal.data import ImageSet
 from vaebal.errors import InputError
-from vaebal.experiments import checks
+from vaebal.experiments import checks, inputs
 from vaebal.experiments.generation import page as generation_report
 from vaebal.experiments.generation.scores import (
     Scorer,
@@ -29,7 +29,7 @@ from vaebal.generation import classifier
 from vaebal.measures import inception
 from vaebal.models.nets import ACTIVATIONS
 from vaebal.training import devices
-from vaebal.training.checkpoints import load_arrays, open_workdir, workdir_path
+from vaebal.training.checkpoints import load_arrays, workdir_path
 
 SPACES = ("pixels", "codes")
 NETWORKS = ("mlp", "conv")
@@ -73,13 +73,7 @@ def check(config: Any) -> None:
 
 def open_data(config: Any) -> ImageSet:
     """The config's images."""
-    data = config.data
-    if data.name == "rendered":
-        return manifold(
-            "rendered", rank=data.rank, resolution=data.resolution, train_size=data.train_size,
-            test_size=data.test_size, seed=data.seed,
-        )  # fmt: skip
-    return load(data.name, data.dir, resolution=data.resolution, folder=data.folder, bad=data.bad)
+    return inputs.open_data(config)
 
 
 def check_against_data(config: Any, images: ImageSet, targets: classifier.Targets | None) -> None:
@@ -117,7 +111,7 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
     check_against_data(config, images, targets)
     if config.eval.fid and config.eval.inception_weights:
         inception.load_params(config.eval.inception_weights)  # refuses before hours of training
-    path = open_workdir(workdir, config.to_dict())
+    path = inputs.open_run(config, workdir, images)
     session = Session(config, path, images, targets)
     print(
         f"{config.name}: {len(session.stages)} stages, {len(config.train.seeds)} pipelines on "

@@ -210,8 +210,7 @@ class Session:
             dim = self.images.dim if stage.before is None else self.config.ae.codes
             given = {"mean": np.zeros(dim, np.float32), "variance": np.float32(1)}  # their shapes
             shapes = self.fitter(stage.name).shapes(stage.seed, given)
-            _, state = saved.restore_latest(shapes)
-            return state.params
+            return saved.restore(self.row(stage)["epochs"], shapes).params
 
     @functools.cached_property
     def classifier(self) -> Any:

@@ -11,9 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from vaebal.data import ImageSet, load, steps_per_epoch
+from vaebal.data import Decode, ImageSet, steps_per_epoch
 from vaebal.errors import Diverged, InputError
-from vaebal.experiments import checks, report
+from vaebal.experiments import checks, inputs, report
+from vaebal.experiments.kappa_sweep import fields
 from vaebal.experiments.kappa_sweep import page as kappa_report
 from vaebal.measures import evaluation
 from vaebal.models import GaussianVAE, mlp_vae, prior_samples, with_own_skips
@@ -23,14 +24,13 @@ from vaebal.training import devices
 from vaebal.training.checkpoints import (
     Checkpoints,
     load_arrays,
-    open_workdir,
     save_arrays,
     workdir_path,
     write_atomically,
 )
 from vaebal.training.engine import Member, Optimisation, Trainer, fit, member_params, stack_members
 from vaebal.training.progress import Progress
-from vaebal.units import to_unit_pixels
+from vaebal.training.workdir import require_same_config
 
 SKIPS = ("residual+affine", "residual", "affine", "none")
 ACTIVE_THRESHOLDS = (0.001, 0.01, 0.1)
@@ -173,13 +173,13 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
       Diverged: some cells stopped; the others are reported.
     """
     check(config)
-    images = load(config.data.name, config.data.dir)
+    images = inputs.open_data(config)
     mode, stacking = stack_mode(config, images.dim)
     groups = stacks(config, mode)
     for members in set(map(len, groups)):
         checks.batch_size(config, images, members)
     # After all that can be refused: a workdir holds no config that never ran.
-    path = open_workdir(workdir, config.to_dict())
+    path = inputs.open_run(config, workdir, images)
     cells = list(itertools.chain(*groups))
     print(
         f"{config.name}: {len(cells)} members, {stacking}; {config.train.epochs} epochs each, on "
@@ -249,7 +249,7 @@ def make_trainer(
         ]
     )
     return model, Trainer(
-        model, settings, members, images.train, config.train.batch_size,
+        model, settings, members, images.train, config.train.batch_size, images.decode,
         shard_parameters=config.train.shard_parameters,
     )  # fmt: skip
 
@@ -275,7 +275,7 @@ def _run_stack(
     if not devices.is_writer():
         return
     train = devices.local(trainer.images)
-    test = jax.device_put(images.test)
+    test, decode = jax.device_put(images.test), images.decode
     for index, cell in enumerate(cells):
         progress.note(f"evaluating {cell.name}")
         row, step = dataclasses.asdict(cell), int(state.stopped[index])
@@ -284,13 +284,13 @@ def _run_stack(
             continue
         params = member_params(state, index)
         row |= {
-            **evaluate(config, model, params, cell, train, test),
+            **evaluate(config, model, params, cell, train, test, decode),
             "epochs": config.train.epochs,
             "steps": int(state.step[index]),
             "train_seconds": seconds / len(cells),
             "data": images.name,
         }
-        pictures = draw_pictures(config, model, params, cell, test)
+        pictures = draw_pictures(config, model, params, cell, decode(test[: config.eval.pictures]))
         save_arrays(_pictures_path(path, cell), **pictures)
         # The row last: its presence says that the member is finished.
         _write_row(path, cell, row)
@@ -298,16 +298,17 @@ def _run_stack(
 
 
 def evaluate(
-    config: Any, model: GaussianVAE, params: Any, cell: Cell, train: Any, test: Any
+    config: Any, model: GaussianVAE, params: Any, cell: Cell, train: Any, test: Any, decode: Decode
 ) -> dict[str, Any]:
     """Every number of one member's row; `x` with its standard error `x_se` over the test images."""
     options = {"seed": cell.seed, "block": config.eval.block, "kappa": cell.kappa}
+    options["decode"] = decode
     posterior = evaluation.posterior(model, params, test, **options)
     nll, effective = evaluation.importance_weighted_nll(
         model, params, test, samples=config.eval.nll_samples, **options
     )
     gamma = float(np.exp(jax.device_get(model.apply({"params": params}, method="log_gamma"))))
-    dim = test.shape[1]
+    dim = model.outputs
     estimates = {
         "error_mean": evaluation.mean_estimate(posterior.squared_error_mean),
         "error_sampled": evaluation.mean_estimate(posterior.squared_error_sampled),
@@ -338,10 +339,9 @@ def evaluate(
 
 
 def draw_pictures(
-    config: Any, model: GaussianVAE, params: Any, cell: Cell, test: Any
+    config: Any, model: GaussianVAE, params: Any, cell: Cell, x: Any
 ) -> dict[str, np.ndarray]:
-    """The first test images, their reconstructions, and samples from the prior."""
-    x = to_unit_pixels(test[: config.eval.pictures])
+    """Images x [n, D], their reconstructions, and samples from the prior."""
     mean, _ = model.apply({"params": params}, x, cell.kappa, method="encode")
     z = prior_samples(stream(cell.seed, "evaluation/pictures"), len(x), model.latents, cell.kappa)
     decode = lambda z: model.apply({"params": params}, z, method="decode")  # noqa: E731
@@ -355,7 +355,9 @@ def load_member(
     """A finished member's model (its skips fixed) and parameters, to probe in a notebook.
 
     Raises:
-      InputError: the sweep has no such member, or it has not been trained yet.
+      InputError: the sweep has no such member, it has not been trained yet, or with another
+        config.
+      CheckpointError: its checkpoint is damaged, or is not there.
     """
     wanted = Cell(skips, kappa, seed)
     # "auto" may have chosen otherwise on the devices that trained it.
@@ -363,15 +365,18 @@ def load_member(
     groups = [group for mode in modes for group in stacks(config, mode) if wanted in group]
     if not groups:
         raise InputError(f"{wanted.name} is not a member of this sweep.")
+    require_same_config(workdir_path(workdir), config.to_dict(), fields.FREE)
+    if not _row_path(workdir_path(workdir), wanted).exists():
+        raise InputError(f"{wanted.name} is not finished in {workdir}: train it first.")
     for group in groups:
         path = workdir_path(workdir) / "checkpoints" / stack_name(group)
         if not path.exists():
             continue
         with Checkpoints(path) as saved:
             if saved.latest is not None:
-                images = load(config.data.name, config.data.dir)
+                images = inputs.open_data(config)
                 model, trainer = make_trainer(config, images, group)
-                _, state = saved.restore_latest(trainer.state_shapes)
+                state = saved.restore(config.train.epochs, trainer.state_shapes)
                 return with_own_skips(
                     model, member_params(devices.local(state), group.index(wanted))
                 )
