@@ -22,9 +22,8 @@ def main(argv: list[str]) -> int:
     logging.set_verbosity(logging.WARNING)  # JAX tells of every accelerator it does not find
     # Figures are written, not shown; importing vaebal in a notebook leaves its backend alone.
     os.environ.setdefault("MPLBACKEND", "Agg")
-    from vaebal.errors import Diverged, InputError
+    from vaebal.errors import CheckpointError, Diverged, InputError, Preempted
     from vaebal.experiments import run
-    from vaebal.training.checkpoints import CheckpointError, Preempted
 
     # sysexits.h: EX_IOERR, and EX_TEMPFAIL, "the user is invited to retry".
     codes = {Diverged: 1, InputError: 2, CheckpointError: 74, Preempted: 75}

@@ -9,9 +9,9 @@ has been run: the time, and whether the rates suit these images, is not known.
 import ml_collections
 
 from configs import celeba64_gamma
-from vaebal.experiments import variants
+from vaebal.experiments import schema
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    variants.check("celeba128_gamma", variant, celeba64_gamma.VARIANTS)
+    schema.check_variant("celeba128_gamma", variant, celeba64_gamma.VARIANTS)
     return celeba64_gamma.celeba("celeba128_gamma", 128, 128, variant == "quick")

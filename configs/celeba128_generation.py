@@ -6,12 +6,12 @@ Command: python main.py --config=configs/celeba128_generation.py         (an acc
 
 import ml_collections
 
-from vaebal.experiments import variants
+from vaebal.experiments import schema
 from vaebal.experiments.generation import fields
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    variants.check("celeba128_generation", variant, ("", "quick"))
+    schema.check_variant("celeba128_generation", variant, ("", "quick"))
     config = fields.defaults("celeba128_generation")
     config.data.name = "celeb_a"
     config.data.resolution = 128

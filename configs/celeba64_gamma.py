@@ -8,7 +8,7 @@ the time, and whether the rates suit these images, is not known.
 
 import ml_collections
 
-from vaebal.experiments import variants
+from vaebal.experiments import schema
 from vaebal.experiments.gamma import fields
 
 VARIANTS = ("", "quick")
@@ -41,5 +41,5 @@ def celeba(name: str, resolution: int, latents: int, quick: bool) -> ml_collecti
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    variants.check("celeba64_gamma", variant, VARIANTS)
+    schema.check_variant("celeba64_gamma", variant, VARIANTS)
     return celeba("celeba64_gamma", 64, 64, variant == "quick")

@@ -9,12 +9,12 @@ reconstructions score 3.3 to 3.7 and held-out images 2.9.
 
 import ml_collections
 
-from vaebal.experiments import variants
+from vaebal.experiments import schema
 from vaebal.experiments.generation import fields
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    variants.check("digits_generation", variant, ("", "quick"))
+    schema.check_variant("digits_generation", variant, ("", "quick"))
     config = fields.defaults("digits_generation")
     config.train.batch_size = 128
     config.ae.codes = 16

@@ -7,12 +7,12 @@ Cost: quick, eleven minutes of training and three of evaluation on two busy core
 
 import ml_collections
 
-from vaebal.experiments import variants
+from vaebal.experiments import schema
 from vaebal.experiments.generation import fields
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    variants.check("mnist_generation", variant, ("", "quick"))
+    schema.check_variant("mnist_generation", variant, ("", "quick"))
     config = fields.defaults("mnist_generation")
     config.data.name = "mnist"
     config.ae.codes = 32

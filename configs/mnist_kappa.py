@@ -7,12 +7,12 @@ Cost: 45 runs of 400 epochs; quick, 15 runs of 10 epochs in under 25 minutes.
 
 import ml_collections
 
-from vaebal.experiments import variants
+from vaebal.experiments import schema
 from vaebal.experiments.kappa_sweep import fields
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    variants.check("mnist_kappa", variant, ("", "quick"))
+    schema.check_variant("mnist_kappa", variant, ("", "quick"))
     config = fields.defaults("mnist_kappa")
     config.data.name = "mnist"
     config.model.kappas = (50, 100, 200, 400, 784)

@@ -8,12 +8,12 @@ Cost: six to seven minutes a run on one CPU core; quick two runs, seeds twenty.
 
 import ml_collections
 
-from vaebal.experiments import variants
+from vaebal.experiments import schema
 from vaebal.experiments.gamma import fields
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    variants.check("rendered64_gamma", variant, ("", "quick", "seeds"))
+    schema.check_variant("rendered64_gamma", variant, ("", "quick", "seeds"))
     config = fields.defaults("rendered64_gamma")
     # The MLP that this chooses shares no weights among the places of an image: shared, as a
     # convolution's, they move the image further at a step of Adam, and with patches alike every

@@ -7,12 +7,12 @@ Cost: quick, nine minutes on two busy cores.
 
 import ml_collections
 
-from vaebal.experiments import variants
+from vaebal.experiments import schema
 from vaebal.experiments.generation import fields
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    variants.check("rendered64_generation", variant, ("", "quick"))
+    schema.check_variant("rendered64_generation", variant, ("", "quick"))
     config = fields.defaults("rendered64_generation")
     config.data.name = "rendered"
     config.data.rank = 6

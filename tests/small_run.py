@@ -11,11 +11,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from vaebal.training.engine import Member, Optimisation, Trainer, fit, stack_members
 
+from vaebal.errors import Preempted
 from vaebal.models import mlp_vae
 from vaebal.training import devices
-from vaebal.training.checkpoints import Checkpoints, Preempted, open_workdir
-from vaebal.training.engine import Member, Optimisation, Trainer, fit, stack_members
+from vaebal.training.checkpoints import Checkpoints
+from vaebal.training.workdir import open_workdir
 
 
 def trainer(

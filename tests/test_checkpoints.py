@@ -1,8 +1,8 @@
 """What a workdir and its checkpoints promise: whole or refused, never half and never silently."""
 
 import gc
-import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,15 +13,9 @@ import numpy as np
 import pytest
 from etils import epath
 
-from vaebal.errors import InputError
+from vaebal.errors import CheckpointError, InputError
 from vaebal.training import checkpoints as module
-from vaebal.training.checkpoints import (
-    CheckpointError,
-    Checkpoints,
-    fingerprint,
-    open_workdir,
-    write_atomically,
-)
+from vaebal.training.checkpoints import Checkpoints, fingerprint
 
 # What TensorStore's threads still have to say when a save or a restore has failed.
 pytestmark = pytest.mark.filterwarnings(
@@ -30,7 +24,6 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 ROOT = Path(__file__).parent.parent
-CONFIG = {"name": "a", "train": {"epochs": 3, "seeds": (0, 1)}}
 
 
 @pytest.fixture(autouse=True)
@@ -132,6 +125,8 @@ def test_any_damaged_file_gives_the_saved_state_or_the_one_before(tmp_path, dama
             assert said[0].startswith(f"Checkpoint {tmp_path}/ck/4 ")
             assert "\n" not in said[0]
             assert not (tmp_path / "ck" / "4").exists()
+            assert (tmp_path / "ck" / "4.damaged").exists()  # nothing is deleted
+            shutil.rmtree(tmp_path / "ck" / "4.damaged")
         seen.append(epoch)
         for each, octets in kept.items():
             (tmp_path / each).parent.mkdir(parents=True, exist_ok=True)
@@ -146,6 +141,98 @@ def test_a_run_goes_on_over_a_damaged_checkpoint(tmp_path):
         assert checkpoints.restore_latest(shapes())[0] == 2
         checkpoints.save(4, state(4))
     assert equal(restored(tmp_path)[1], state(4))
+    halve(max((tmp_path / "4").rglob("d/*"), key=lambda file: file.stat().st_size))
+    assert restored(tmp_path)[0] == 2
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"2", "4.damaged", "4.damaged1"}
+
+
+FAILURES = (
+    ("restore", OSError(5, "Input/output error")),
+    ("restore", PermissionError(13, "Permission denied")),
+    ("restore", ValueError("UNAVAILABLE: Error reading local file: connection reset")),
+    ("restore", ValueError("DATA_LOSS: Error reading: [os_error_code='EIO']")),
+    ("restore", RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 4096 bytes")),
+    ("metadata", OSError(5, "Input/output error")),
+    ("metadata", MemoryError()),
+)
+
+
+@pytest.mark.parametrize(("call", "failure"), FAILURES)
+def test_a_read_that_fails_and_may_succeed_again_is_no_damage(tmp_path, monkeypatch, call, failure):
+    """The run ends there: nothing is stepped over, renamed or deleted."""
+    saved(tmp_path)
+
+    def fail(*arguments, **options):
+        raise failure
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.ocp.CheckpointManager, call, fail)
+        with pytest.raises(
+            CheckpointError, match=f"Checkpoint {tmp_path}/4 cannot be read"
+        ) as error:
+            restored(tmp_path)
+    assert not isinstance(error.value, module.Damaged)
+    assert {path.name for path in tmp_path.iterdir()} == {"2", "4"}
+    epoch, got = restored(tmp_path)
+    assert epoch == 4
+    assert equal(got, state(4))
+
+
+def test_other_types_shapes_and_leaves_are_named_and_nothing_is_touched(tmp_path):
+    saved(tmp_path)
+    other = shapes()
+    sharding = other["params"].sharding
+
+    def as_params(shape, dtype):
+        return other | {"params": jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)}
+
+    for wanted, said in (
+        (as_params((30, 40), jnp.bfloat16), "params bfloat16[30, 40]: start it with the settings"),
+        (as_params((40, 30), jnp.float32), "params float32[40, 30]: start it with the settings"),
+        (other | {"a": other["step"]}, "a int32[2]: start it with the settings"),
+    ):
+        with (
+            Checkpoints(tmp_path) as checkpoints,
+            pytest.raises(InputError) as error,
+        ):
+            checkpoints.restore_latest(wanted)
+        holds = f"Checkpoint {tmp_path}/4 holds params float32[30, 40], and this run has "
+        assert str(error.value).startswith(holds + said)
+    assert restored(tmp_path)[0] == 4
+
+
+def test_another_jax_enable_x64_is_named_as_such(tmp_path):
+    with jax.enable_x64(True), Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(2, {"params": jnp.ones((3, 4), jnp.float64)})
+    wanted = {
+        "params": jax.ShapeDtypeStruct((3, 4), jnp.float32, sharding=shapes()["step"].sharding)
+    }
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(
+            InputError, match=r"params float64\[3, 4\], .* with jax_enable_x64 as it was"
+        ),
+    ):
+        checkpoints.restore_latest(wanted)
+    assert {path.name for path in tmp_path.iterdir()} == {"2"}
+
+
+def test_the_epoch_that_is_demanded_comes_or_none(tmp_path):
+    """An older one in the place of a finished one's is refused, whether lost or damaged."""
+    saved(tmp_path, (2, 4))
+    with Checkpoints(tmp_path) as checkpoints:
+        assert equal(checkpoints.restore(2, shapes()), state(2))
+        assert equal(checkpoints.restore(4, shapes()), state(4))
+        said = rf"Checkpoint {tmp_path}/6 of epoch 6, .* is not there \(of \[2, 4\] are\)"
+        with pytest.raises(CheckpointError, match=said):
+            checkpoints.restore(6, shapes())
+    flip_a_bit(max((tmp_path / "4").rglob("d/*"), key=lambda file: file.stat().st_size))
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(CheckpointError, match=rf"Checkpoint {tmp_path}/4 is damaged"),
+    ):
+        checkpoints.restore(4, shapes())
 
 
 def test_if_all_are_damaged_nothing_starts_anew(tmp_path):
@@ -205,101 +292,6 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_checkpoints_before_it(tmp_pa
     epoch, got = restored(tmp_path)
     assert epoch == 4
     assert equal(got, state(4))
-
-
-# ---------------------------------------------------------------------- workdir
-
-
-HOLD = """
-import sys, time
-from vaebal.training.checkpoints import open_workdir
-open_workdir(sys.argv[1], {"name": "a"})
-print("held", flush=True)
-time.sleep(600)
-"""
-
-
-def test_a_workdir_is_one_processs_until_it_dies(tmp_path):
-    """Another process holds it, is killed, and the lock that it leaves behind holds nobody."""
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT
-    )
-    with holder:
-        assert holder.stdout.readline() == "held\n"
-        said = rf"--workdir={tmp_path} is in use by process {holder.pid} on .*: let it end"
-        with pytest.raises(InputError, match=said):
-            open_workdir(str(tmp_path), {"name": "a"})
-        holder.kill()
-    assert (tmp_path / ".lock").exists()
-    assert open_workdir(str(tmp_path), {"name": "a"}) == tmp_path
-    assert open_workdir(str(tmp_path), {"name": "a"}) == tmp_path  # its own once more
-
-
-def test_a_workdir_refused_for_its_config_is_not_kept_locked(tmp_path):
-    open_workdir(str(tmp_path), CONFIG)
-    os.close(module._locks.pop(tmp_path))
-    with pytest.raises(InputError, match=r"train\.epochs=3, and this one has train\.epochs=4"):
-        open_workdir(str(tmp_path), {"name": "a", "train": {"epochs": 4, "seeds": [0, 1]}})
-    assert tmp_path not in module._locks
-    # What it holds already it goes on holding.
-    open_workdir(str(tmp_path), CONFIG)
-    with pytest.raises(InputError, match="holds a run with name='a'"):
-        open_workdir(str(tmp_path), CONFIG | {"name": "b"})
-    assert tmp_path in module._locks
-
-
-def test_a_workdir_made_again_is_locked_again(tmp_path):
-    path = open_workdir(str(tmp_path / "run"), CONFIG)
-    for file in path.iterdir():
-        file.unlink()
-    path.rmdir()
-    assert open_workdir(str(tmp_path / "run"), CONFIG) == path
-    assert os.path.samestat(os.fstat(module._locks[path]), (path / ".lock").stat())
-
-
-def test_where_there_are_no_locks_the_run_goes_on_and_says_so(tmp_path, monkeypatch, caplog):
-    def refuse(*arguments):
-        raise OSError(38, "Function not implemented")
-
-    monkeypatch.setattr(module.fcntl, "flock", refuse)
-    open_workdir(str(tmp_path), CONFIG)
-    assert "cannot be locked (Function not implemented)" in caplog.text
-
-
-def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
-    file = tmp_path / "row.json"
-    write_atomically(file, "old")
-
-    def full(handle):
-        raise OSError(28, "No space left on device", str(file))
-
-    monkeypatch.setattr(module.os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_atomically(file, "new")
-    assert file.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [file]
-
-
-def test_a_remote_workdir_is_opened_and_its_config_held(tmp_path):
-    """gs:// as etils gives it, over a local directory; Orbax has its own client for the rest."""
-
-    def elsewhere(original, *arguments, **options):
-        return original(
-            *(str(each).replace("gs://bucket", str(tmp_path)) for each in arguments), **options
-        )
-
-    mock = dict.fromkeys(("open", "exists", "mkdir", "makedirs", "remove", "replace"), elsewhere)
-    with epath.testing.mock_epath(**mock):
-        path = open_workdir("gs://bucket/run", CONFIG)
-        assert str(path / "rows.json") == "gs://bucket/run/rows.json"
-        write_atomically(path / "rows.json", "[]\n")
-        assert open_workdir("gs://bucket/run", CONFIG) == path
-        with pytest.raises(
-            InputError, match=r"--workdir=gs://bucket/run holds a run with name='a'"
-        ):
-            open_workdir("gs://bucket/run", CONFIG | {"name": "b"})
-    assert {file.name for file in (tmp_path / "run").iterdir()} == {"config.json", "rows.json"}
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["train"]["seeds"] == [0, 1]
 
 
 def test_checkpoints_take_the_paths_of_etils(tmp_path):

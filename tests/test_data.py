@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import io
+import shutil
 import urllib.error
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from vaebal import data
-from vaebal.data import idx, sets
+from vaebal.data import digests, idx, sets
 from vaebal.errors import InputError
 
 
@@ -270,8 +271,8 @@ def test_a_mean_image_in_blocks_that_do_not_divide_the_rows():
     ("changes", "message"),
     [
         ({"name": "sphere"}, "data.name='sphere' must be one of 'rendered', 'linear', 'network'"),
-        ({"rank": 0}, r"data.ranks holds r=0: r must be an integer in 1..12"),
-        ({"rank": 13}, r"data.ranks holds r=13"),
+        ({"rank": 0}, r"r=0 \(data.rank, or of data.ranks\) must be an integer in 1..12"),
+        ({"rank": 13}, r"r=13 \(data.rank"),
         ({"resolution": 7}, r"data.resolution=7 must be at least 8"),
         ({"noise": 0.1}, r"data.noise=0.1 needs the 40 images of 192 pixels stored"),
     ],
@@ -314,3 +315,106 @@ def test_a_folder_of_photographs_is_loaded_at_its_resolution(tmp_path):
     assert (rows.dtype, rows.shape) == (np.uint8, (20, 192))
     assert sorted(rows[:, 0]) == levels
     np.testing.assert_allclose(images.decode(images.test), images.test / 255, atol=1e-6)
+
+
+# ---------------------------------------------------------------- what the data are
+
+
+def _images(train, test, **options):
+    return data.ImageSet("mine", train, test, (2, 3, 1), **options)
+
+
+def test_a_fingerprint_changes_with_any_byte_of_any_image():
+    rng = np.random.default_rng(0)
+    train, test = rng.integers(0, 256, (5, 6), np.uint8), rng.integers(0, 256, (4, 6), np.uint8)
+    whole = _images(train, test).fingerprint
+    assert whole == _images(train.copy(), test.copy()).fingerprint
+    assert (whole["name"], whole["training images"], whole["test images"]) == ("mine", 5, 4)
+    seen = {whole["sha256"]}
+    for split in (0, 1):
+        for at in np.ndindex((train, test)[split].shape):
+            changed = [train.copy(), test.copy()]
+            changed[split][at] ^= 1
+            seen.add(_images(*changed).fingerprint["sha256"])
+    assert len(seen) == 1 + train.size + test.size
+    moved = _images(np.concatenate([train, test[:1]]), test[1:]).fingerprint
+    assert moved["sha256"] not in seen  # the same images, another split
+    assert _images(train.view(np.int8), test).fingerprint["sha256"] not in seen
+
+
+def test_blocks_hash_as_one_array_and_a_memory_map_as_its_content(tmp_path, monkeypatch):
+    rows = np.random.default_rng(0).random((100, 7))
+    np.save(tmp_path / "rows.npy", rows)
+    whole = digests.of_array(rows)
+    assert digests.of_array(np.load(tmp_path / "rows.npy", mmap_mode="r")) == whole
+    monkeypatch.setattr(digests, "_BLOCK", 7 * 8 * 30)
+    blocks = [hashlib.sha256(rows[i : i + 30]).hexdigest() for i in (0, 30, 60, 90)]
+    assert digests.of_array(rows) == digests.of_plain(["float64", [100, 7], blocks]) != whole
+    assert digests.of_array(rows[:0]) == digests.of_plain(["float64", [0, 7], []])
+
+
+@pytest.mark.parametrize("name", data.MANIFOLDS)
+def test_drawn_images_are_told_by_what_they_are_drawn_from(name, monkeypatch):
+    """Not by their pixels, whose last bits are a machine's, nor by how they are kept."""
+    stored = manifold(name).fingerprint
+    if name == "linear":
+        assert manifold(name, noise=0.01).fingerprint["sha256"] != stored["sha256"]
+    monkeypatch.setattr(sets, "STORED_BYTES", 0)
+    assert manifold(name).fingerprint == stored
+    changes = {"rank": 2, "resolution": 9, "train_size": 31, "test_size": 11, "seed": 6}
+    for field, value in changes.items():
+        assert manifold(name, **{field: value}).fingerprint["sha256"] != stored["sha256"], field
+
+
+def test_a_folders_fingerprint_is_of_its_images_and_not_of_its_place(tmp_path):
+    from PIL import Image
+
+    def of(folder):
+        options = {"resolution": 8, "folder": str(folder), "bad": "refuse"}
+        return data.load("folder", str(tmp_path / "cache"), **options).fingerprint
+
+    one = tmp_path / "one"
+    one.mkdir()
+    for level in range(0, 240, 24):
+        Image.new("RGB", (20, 16), (level,) * 3).save(one / f"{level}.png")
+    first = of(one)
+    shutil.copytree(one, tmp_path / "two")
+    assert of(tmp_path / "two") == first
+    Image.new("RGB", (20, 16), (1, 2, 3)).save(tmp_path / "two" / "0.png")
+    altered = of(tmp_path / "two")
+    assert altered["sha256"] != first["sha256"]
+    assert {k: v for k, v in altered.items() if k != "sha256"} == {
+        k: v for k, v in first.items() if k != "sha256"
+    }
+    Image.new("RGB", (20, 16), (1, 2, 3)).save(one / "more.png")
+    more = of(one)
+    assert more["training images"] + more["test images"] == 11
+    assert more["sha256"] != first["sha256"]
+
+
+@pytest.mark.parametrize("folder", ["", "  "])
+def test_no_folder_is_not_the_current_one(tmp_path, folder):
+    with pytest.raises(InputError, match=r"data\.folder='' names no folder"):
+        data.load("folder", str(tmp_path), folder=folder)
+
+
+@pytest.mark.parametrize("name", data.MANIFOLDS)
+def test_what_is_drawn_is_not_looked_for_on_disk(tmp_path, name):
+    with pytest.raises(InputError, match=f"data.name='{name}' is drawn and not read"):
+        data.load(name, str(tmp_path))
+
+
+def test_data_without_permission_are_one_sentence(mnist_files, monkeypatch):
+    root, _ = mnist_files
+    path = root / idx.IMAGE_FILES["train"]
+
+    def refuse(file):
+        raise PermissionError(13, "Permission denied", str(file))
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
+    with pytest.raises(InputError) as error:
+        data.load("mnist", str(root))
+    assert str(error.value) == (
+        f"data.name='mnist': {path} cannot be read (Permission denied): mend its permissions, or "
+        "the disk."
+    )

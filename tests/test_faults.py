@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from kills import stress
 from small_run import trainer
-
-from vaebal.training import checkpoints as module
-from vaebal.training.checkpoints import CheckpointError, Checkpoints, Preempted
 from vaebal.training.engine import fit
+
+from vaebal.errors import CheckpointError, Preempted
+from vaebal.training import checkpoints as module
+from vaebal.training.checkpoints import Checkpoints
 
 # What TensorStore's threads still have to say when a save or a restore has failed.
 pytestmark = pytest.mark.filterwarnings(

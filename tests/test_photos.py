@@ -1,6 +1,7 @@
 import errno
 import io
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -163,6 +164,29 @@ def test_a_damaged_cache_is_named_and_made_anew(celeba_root, damage, split):
         after = photos.celeba(celeba_root, 8).splits
     for name in SIZES:
         np.testing.assert_array_equal(after[name], before[name])
+
+
+def test_a_single_changed_byte_anywhere_in_a_cache_is_seen(celeba_root):
+    file = celeba_root / "vaebal_cache" / "celeba_8_train.npy"
+    before = photos.celeba(celeba_root, 8).splits["train"].copy()
+    for row in (0, 10, 22):
+        content = bytearray(file.read_bytes())
+        content[len(content) - before.nbytes + row * before.shape[1] + 5] ^= 1
+        file.write_bytes(content)
+        with pytest.warns(UserWarning, match="celeba_8_train.npy is damaged"):
+            after = photos.celeba(celeba_root, 8).splits["train"]
+        np.testing.assert_array_equal(after, before)
+
+
+def test_a_cache_of_which_fewer_bytes_were_hashed_is_made_anew_unsaid(celeba_root):
+    photos.celeba(celeba_root, 8)
+    listing = celeba_root / "vaebal_cache/celeba_8.json"
+    whole = json.loads(listing.read_text())
+    older = {key: value for key, value in whole.items() if key != "digests"}
+    older["splits"] = {split: {"sha256_of_64_rows": "0"} for split in SIZES}
+    listing.write_text(json.dumps(older))
+    photos.celeba(celeba_root, 8)
+    assert json.loads(listing.read_text()) == whole
 
 
 def test_a_damaged_listing_is_named_and_made_anew(celeba_root):
@@ -454,3 +478,88 @@ def test_a_folder_of_bad_files_only_is_refused(tmp_path, bad):
 def test_bad_folder_arguments_are_named(tmp_path, path, resolution, bad, said):
     with pytest.raises(InputError, match=said):
         photos.folder(tmp_path / path, resolution, tmp_path, bad=bad)
+
+
+# ---------------------------------------------------------------- what cannot be entered
+
+
+def _scandir_that_refuses(folder):
+    """`os.scandir`, without the permission for one folder: the tests may run as root."""
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path) == str(folder):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    return refuse
+
+
+def _left_out(images, monkeypatch):
+    """The folder `images` with five things in it that are no files, and why not."""
+    path, _ = images
+    (path / "locked").mkdir()
+    Image.new("RGB", (20, 20)).save(path / "locked" / "x.png")
+    (path / "album").symlink_to(path / "a")
+    (path / "round").symlink_to(path)
+    (path / "gone.png").symlink_to(path / "nowhere.png")
+    os.mkfifo(path / "pipe")
+    (path / ".hidden").symlink_to(path / "nowhere.png")
+    monkeypatch.setattr(os, "scandir", _scandir_that_refuses(path / "locked"))
+    return {
+        "album": "a link to a folder",
+        "gone.png": "a broken link",
+        "locked": "a folder that cannot be read: Permission denied",
+        "pipe": "neither a file nor a folder",
+        "round": "a link to a folder",
+    }
+
+
+def test_what_cannot_be_entered_is_refused_by_name(images, tmp_path, monkeypatch):
+    why = _left_out(images, monkeypatch)
+    with pytest.raises(InputError) as error:
+        photos.folder(images[0], 16, tmp_path, bad="refuse")
+    named = ", ".join(f"{name} ({reason})" for name, reason in why.items())
+    assert str(error.value) == (
+        f"5 of 45 files in {images[0]} cannot be used: {named}; repair or remove them, or set "
+        "data.bad='skip'."
+    )
+    assert not (tmp_path / "vaebal_cache").exists()  # before any work
+
+
+def test_what_cannot_be_entered_is_skipped_by_name(images, tmp_path, monkeypatch):
+    whole = photos.folder(images[0], 16, tmp_path, bad="refuse").splits
+    why = _left_out(images, monkeypatch)
+    for _ in range(2):  # prepared, and found prepared
+        with pytest.warns(
+            UserWarning, match=r"Skipped: 5 of 45 files .*album \(a link to a folder"
+        ):
+            splits, provenance = photos.folder(images[0], 16, tmp_path, bad="skip")
+        assert provenance["skipped"] == why
+        for split in ("train", "test"):
+            np.testing.assert_array_equal(splits[split], whole[split])
+
+
+def test_a_folder_that_cannot_be_read_at_all_is_named(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "scandir", _scandir_that_refuses(images[0]))
+    for bad in ("refuse", "skip"):
+        with pytest.raises(InputError, match=r"mine' cannot be read \(Permission denied\): mend"):
+            photos.folder(images[0], 16, tmp_path, bad=bad)
+
+
+@pytest.mark.parametrize("format", ["webp", "png"])
+def test_an_animation_is_no_photograph(tmp_path, format):
+    frames = [Image.fromarray(_scene(index, 20, 20)) for index in range(3)]
+    file = tmp_path / f"moving.{format}"
+    frames[0].save(file, save_all=True, append_images=frames[1:])
+    with pytest.raises(ValueError, match="an animation of 3 frames"):
+        photos.square(file, 16)
+    frames[0].save(file)
+    assert photos.square(file, 16).shape == (16, 16, 3)
+
+
+def test_a_jpeg_with_a_second_picture_is_a_photograph(tmp_path):
+    """As cameras add previews: the first is what every viewer shows."""
+    pictures = [Image.new("RGB", (24, 24), (level, 0, 0)) for level in (200, 20)]
+    pictures[0].save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=pictures[1:])
+    np.testing.assert_allclose(photos.square(tmp_path / "a.jpg", 16)[..., 0], 200, atol=3)

@@ -37,7 +37,7 @@ from vaebal.bench.subjects import load_config
 from vaebal.bench.timing import Turns
 from vaebal.errors import InputError
 from vaebal.experiments.report import save_figure
-from vaebal.training.checkpoints import write_atomically
+from vaebal.training.workdir import write_atomically
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ALL_CONFIGS = (

@@ -1,8 +1,8 @@
 """Photographs from disk: decoded and cropped once, then memory-mapped as rows of uint8.
 
 What is prepared lies in `<root>/vaebal_cache`: an .npy file per split, and a JSON file
-that says what it was made from and how. A cache that is damaged, or that was made from
-other files or otherwise, is made anew.
+that says what it was made from and how. A cache that is damaged (at every start all its bytes
+are hashed, at about 1.5 GB/s a core), or made from other files or otherwise, is made anew.
 """
 
 import contextlib
@@ -26,6 +26,7 @@ from PIL import Image, ImageOps
 from rich.console import Console
 from rich.progress import track
 
+from vaebal.data import digests
 from vaebal.errors import InputError
 
 # Width and height of the aligned images; left, top, right and bottom of their central
@@ -103,7 +104,7 @@ def celeba(root: Path, resolution: int) -> Photos:
     )
     if found:  # else what was prepared from it may still be there
         files = sorted((path.name, path.stat().st_size) for path in found[-1].glob("*record*"))
-        recipe["source"] = {"version": found[-1].name, "sha256_of_files": _sha256(files)}
+        recipe["source"] = {"version": found[-1].name, "sha256_of_files": digests.of_plain(files)}
 
     def sources() -> dict[str, _Source]:
         if not found:
@@ -163,8 +164,9 @@ def _celeba_sources(directory: Path, resolution: int) -> dict[str, _Source]:
 def folder(path: Path, resolution: int, root: Path, *, bad: str) -> Photos:
     """A folder of one's own images, with splits train and test.
 
-    Every file in `path` and the folders in it (not in linked ones; hidden files aside) must
-    be a JPEG, PNG, WebP or BMP of at least R x R pixels, and not 16-bit grey. Turned as EXIF
+    Every file in `path` and the folders in it (hidden ones aside) must be a JPEG, PNG, WebP or
+    BMP of at least R x R pixels, not animated and not 16-bit grey. Links to folders, broken links
+    and folders that cannot be read are treated as files that cannot be used. Turned as EXIF
     says, composited on white where transparent, converted to RGB, cut to the central
     square, and resized by Pillow's Lanczos, never enlarged. The test split is every file whose
     relative path has a hash in the lowest tenth, so files keep their split when others are
@@ -178,25 +180,20 @@ def folder(path: Path, resolution: int, root: Path, *, bad: str) -> Photos:
         warning; both name them, and provenance["skipped"] has the whole list with reasons.
 
     Raises:
-      InputError: not a folder, fewer than two images, a file that cannot be used (under
-        "refuse"), no image left in a split, no space.
+      InputError: not a folder, or not readable, fewer than two images, a file that cannot be
+        used (under "refuse"), no image left in a split, no space.
     """
     if bad not in ("refuse", "skip"):
         raise InputError(f"data.bad={bad!r} must be 'refuse' or 'skip'.")
     if resolution < 1:
         raise InputError(f"data.resolution={resolution} must be positive.")
-    if not path.is_dir():
-        raise InputError(f"data.folder={str(path)!r} is not a folder; name one that holds images.")
-    found = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
-    names = sorted(
-        name.as_posix()
-        for name in found
-        if not any(part.startswith(".") or part == _CACHE for part in name.parts)
-    )
+    names, left_out = _files(path)
+    if left_out and bad == "refuse":
+        raise _refused(path, len(names) + len(left_out), left_out)
     if len(names) < 2:
         raise InputError(
-            f"data.folder={str(path)!r} holds {len(names)} files: at least two images are needed, "
-            "one for each split."
+            f"data.folder={str(path)!r} holds {len(names)} files{_aside(left_out)}: at least two "
+            "images are needed, one for each split."
         )
     stats = [(name, (stat := (path / name).stat()).st_size, stat.st_mtime_ns) for name in names]
     recipe = {
@@ -204,7 +201,7 @@ def folder(path: Path, resolution: int, root: Path, *, bad: str) -> Photos:
         "crop": "central square",
         "filter": "Lanczos (Pillow)",
         "resolution": resolution,
-        "source": {"files": len(names), "sha256_of_files": _sha256(stats)},
+        "source": {"files": len(names), "sha256_of_files": digests.of_plain(stats)},
     }
 
     def decode(name: str) -> np.ndarray | str:
@@ -221,15 +218,73 @@ def folder(path: Path, resolution: int, root: Path, *, bad: str) -> Photos:
         }
         return {split: _Source(len(items), items, decode) for split, items in splits.items()}
 
-    stem = f"folder_{_sha256(str(path.resolve()))[:8]}_{resolution}"
+    stem = f"folder_{digests.of_plain(str(path.resolve()))[:8]}_{resolution}"
     photos = _prepared(root / _CACHE, stem, recipe, sources)
-    skipped = photos.provenance["skipped"]
+    skipped = left_out | photos.provenance["skipped"]
+    total = len(names) + len(left_out)
+    if skipped and bad == "refuse":
+        raise _refused(path, total, skipped)
     if skipped:
-        text = f"{len(skipped)} of {len(names)} files in {path} cannot be used: {_listed(skipped)}"
-        if bad == "refuse":
-            raise InputError(f"{text}; repair or remove them, or set data.bad='skip'.")
+        text = f"{len(skipped)} of {total} files in {path} cannot be used: {_listed(skipped)}"
         warnings.warn(f"Skipped: {text}.", stacklevel=2)
-    return photos
+    return photos._replace(provenance=photos.provenance | {"skipped": skipped})
+
+
+def _files(path: Path) -> tuple[list[str], dict[str, str]]:
+    """The relative paths of all files below `path`, hidden ones aside; and of what is none, why.
+
+    Folders that cannot be read, links to folders, which are not followed (they could lead round
+    in a circle), broken links, and pipes and sockets are none.
+    """
+    if not path.is_dir():
+        raise InputError(f"data.folder={str(path)!r} is not a folder; name one that holds images.")
+    names: list[str] = []
+    left_out: dict[str, str] = {}
+
+    def unreadable(error: OSError) -> None:
+        if Path(error.filename) == path:
+            raise InputError(
+                f"data.folder={str(path)!r} cannot be read ({error.strerror}): mend its "
+                "permissions."
+            ) from error
+        left_out[Path(error.filename).relative_to(path).as_posix()] = (
+            f"a folder that cannot be read: {error.strerror}"
+        )
+
+    for above, folders, files in os.walk(path, onerror=unreadable):
+        folders[:] = [name for name in folders if not (name.startswith(".") or name == _CACHE)]
+        for name in (*folders, *files):
+            file = Path(above, name)
+            relative = file.relative_to(path).as_posix()
+            if os.path.isdir(file):
+                if file.is_symlink():
+                    left_out[relative] = "a link to a folder"
+            elif os.path.isfile(file) and not name.startswith("."):
+                names.append(relative)
+            elif not name.startswith("."):
+                left_out[relative] = _why_no_file(file)
+    return sorted(names), dict(sorted(left_out.items()))
+
+
+def _why_no_file(file: Path) -> str:
+    try:
+        file.stat()
+    except FileNotFoundError:
+        return "a broken link"
+    except OSError as error:
+        return error.strerror or type(error).__name__
+    return "neither a file nor a folder"
+
+
+def _refused(path: Path, total: int, skipped: dict[str, str]) -> InputError:
+    return InputError(
+        f"{len(skipped)} of {total} files in {path} cannot be used: {_listed(skipped)}; repair or "
+        "remove them, or set data.bad='skip'."
+    )
+
+
+def _aside(left_out: dict[str, str]) -> str:
+    return f", beside {_listed(left_out)}" if left_out else ""
 
 
 def held_out(names: Iterable[str]) -> set[str]:
@@ -243,10 +298,13 @@ def square(file: Path, resolution: int) -> np.ndarray:
     """The image in `file` as `folder` sees it: [R, R, 3] uint8.
 
     Raises:
-      ValueError: more than 8 bits of grey, or smaller than R x R.
+      ValueError: an animation, more than 8 bits of grey, or smaller than R x R.
       Exception: whatever Pillow raises where the file is damaged or no image.
     """
     with Image.open(file, formats=FORMATS) as image:
+        # Of a JPEG more frames are previews and depth, which cameras add.
+        if image.format in ("PNG", "WEBP") and getattr(image, "n_frames", 1) > 1:
+            raise ValueError(f"an animation of {image.n_frames} frames")
         if image.mode.startswith(("I", "F")):  # Pillow would clip, not scale
             raise ValueError("more than 8 bits of grey")
         side = min(image.size)
@@ -266,7 +324,8 @@ def _prepared(
     cache: Path, stem: str, recipe: dict[str, Any], sources: Callable[[], dict[str, _Source]]
 ) -> Photos:
     """What lies in `cache` under `stem` by `recipe`, put there from `sources` if need be."""
-    recipe = json.loads(json.dumps(recipe))  # tuples and lists compare alike
+    # Tuples and lists compare alike.
+    recipe = json.loads(json.dumps(recipe | {"digests": "sha256 of all bytes"}))
     with contextlib.suppress(_Unusable):
         return _opened(cache, stem, recipe)
     try:
@@ -293,10 +352,10 @@ def _opened(cache: Path, stem: str, recipe: dict[str, Any]) -> Photos:
         raise _Unusable
     try:
         provenance = json.loads(listing.read_text())
-        expected, _ = provenance["splits"], provenance["skipped"]
-        if any(provenance[key] != value for key, value in recipe.items()):
+        if any(provenance.get(key) != value for key, value in recipe.items()):
             raise _Unusable
-    except (ValueError, KeyError, TypeError) as error:
+        expected, _ = provenance["splits"], provenance["skipped"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _Unusable(f"{listing} is damaged") from error
     splits = {}
     for split, held in expected.items():
@@ -311,8 +370,7 @@ def _opened(cache: Path, stem: str, recipe: dict[str, Any]) -> Photos:
 
 
 def _fingerprint(rows: np.ndarray) -> dict[str, Any]:
-    some = rows[np.linspace(0, len(rows) - 1, 64).astype(int)]
-    return {"shape": list(rows.shape), "sha256_of_64_rows": hashlib.sha256(some).hexdigest()}
+    return {"shape": list(rows.shape), "sha256": digests.of_array(rows)}
 
 
 def _write(cache: Path, stem: str, recipe: dict[str, Any], sources: dict[str, _Source]) -> None:
@@ -396,10 +454,6 @@ def _write_rows(file: Path, width: int, rows: Iterable[np.ndarray]) -> int:
         out.flush()
         os.fsync(out.fileno())
     return count
-
-
-def _sha256(plain: Any) -> str:
-    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 
 
 def _reason(error: Exception) -> str:

@@ -9,13 +9,14 @@ import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vaebal.data import idx, photos, rendered
+from vaebal.data import digests, idx, photos, rendered
 from vaebal.errors import InputError
 from vaebal.streams import stream
 from vaebal.units import to_unit_pixels
@@ -36,6 +37,8 @@ class ImageSet:
       image_shape: (height, width, channels), product D.
       decode: rows -> x [B, D] in [0, 1].
       train_factors, test_factors: [N, r] and [M, r], the true coordinates, where they are known.
+      recipe: plain values that determine every image, where there are such; what was drawn differs
+        in rounding from machine to machine, and what is memory-mapped has been hashed already.
     """
 
     name: str
@@ -45,11 +48,25 @@ class ImageSet:
     decode: Decode = to_unit_pixels
     train_factors: np.ndarray | None = None
     test_factors: np.ndarray | None = None
+    recipe: dict[str, Any] | None = None
 
     @property
     def dim(self) -> int:
         """D."""
         return math.prod(self.image_shape)
+
+    @functools.cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """Plain values that differ where any image does: the recipe's digest, or all bytes'."""
+        arrays = (self.train, self.test, self.train_factors, self.test_factors)
+        told = self.recipe or [digests.of_array(rows) for rows in arrays if rows is not None]
+        return {
+            "name": self.name,
+            "training images": len(self.train),
+            "test images": len(self.test),
+            "image shape": list(self.image_shape),
+            "sha256": digests.of_plain(told),
+        }
 
 
 MANIFOLDS = ("rendered", "linear", "network")
@@ -117,9 +134,10 @@ def manifold(
     """
     if name not in MANIFOLDS:
         raise InputError(f"data.name={name!r} must be one of {', '.join(map(repr, MANIFOLDS))}.")
-    if not 1 <= rank <= rendered.MAX_FACTORS:
+    if type(rank) is not int or not 1 <= rank <= rendered.MAX_FACTORS:
         raise InputError(
-            f"data.ranks holds r={rank}: r must be an integer in 1..{rendered.MAX_FACTORS}."
+            f"r={rank} (data.rank, or of data.ranks) must be an integer in "
+            f"1..{rendered.MAX_FACTORS}."
         )
     if resolution < 8:
         raise InputError(f"data.resolution={resolution} must be at least 8 pixels.")
@@ -141,7 +159,13 @@ def manifold(
         rows = rows + noise * np.asarray(_white_noise(seed, len(rows), dim)) if noise else rows
         decode = to_unit_pixels
     train, test = rows[:train_size], rows[train_size:]
-    return ImageSet(name, train, test, shape, decode, factors[:train_size], factors[train_size:])
+    recipe = {
+        "rank": rank, "resolution": resolution, "train_size": train_size, "test_size": test_size,
+        "noise": float(noise), "seed": seed,
+    }  # fmt: skip
+    return ImageSet(
+        name, train, test, shape, decode, factors[:train_size], factors[train_size:], recipe
+    )
 
 
 def _drawn(factors: Array, decode: Decode) -> Array:
@@ -201,18 +225,34 @@ def load(
       bad: "refuse" or "skip" files of "folder" that are no usable images.
 
     Raises:
-      InputError: unknown name, nothing found, a damaged file, pixels not in range.
+      InputError: unknown name, nothing found, no folder named, a file damaged or not readable,
+        pixels not in range.
     """
+    root = idx.data_root(directory)
+    try:
+        return _load(name, root, resolution, folder, bad)
+    except OSError as error:
+        raise InputError(
+            f"data.name={name!r}: {error.filename or root} cannot be read "
+            f"({error.strerror or error}): mend its permissions, or the disk."
+        ) from error
+
+
+def _load(name: str, root: Path, resolution: int, folder: str, bad: str) -> ImageSet:
     if name == "digits":
         return check_pixels(_digits())
-    root = idx.data_root(directory)
     if name in ("celeb_a", "folder"):
-        splits = (
+        if name == "folder" and not folder.strip():
+            raise InputError("data.folder='' names no folder: set it to one that holds images.")
+        prepared = (
             photos.celeba(root, resolution)
             if name == "celeb_a"
             else photos.folder(Path(folder).expanduser(), resolution, root, bad=bad)
-        ).splits
-        return ImageSet(name, splits["train"], splits["test"], (resolution, resolution, 3))
+        )
+        return ImageSet(
+            name, prepared.splits["train"], prepared.splits["test"], (resolution, resolution, 3),
+            recipe={key: prepared.provenance["splits"][key] for key in ("train", "test")},
+        )  # fmt: skip
     if idx.is_prepared(name, root):
         return check_pixels(_tfds(name, root))
     if name in idx.IDX_SETS:
@@ -265,6 +305,8 @@ def _idx(name: str, root: Path) -> ImageSet:
 
 
 def _require_known(name: str) -> None:
+    if name in MANIFOLDS:
+        raise InputError(f"data.name={name!r} is drawn and not read: use `manifold`.")
     import tensorflow_datasets as tfds
 
     known = ["digits", "folder", *MANIFOLDS, *tfds.list_builders(with_community_datasets=False)]

@@ -20,8 +20,9 @@ from vaebal.errors import Diverged, InputError
 from vaebal.experiments import report
 from vaebal.experiments.report import Row
 from vaebal.training import Program, State, Streamed, devices, fit, member_params
-from vaebal.training.checkpoints import Checkpoints, load_arrays, save_arrays, write_atomically
+from vaebal.training.checkpoints import Checkpoints
 from vaebal.training.progress import Progress
+from vaebal.training.workdir import load_arrays, read_json, save_arrays, write_atomically
 
 # Below this many parameters a training step is mostly overhead on a CPU, which stacked
 # members share; above, one member's matrix products fill the cores and stacking only
@@ -71,7 +72,7 @@ class Cells:
 
     def row(self, cell: Cell) -> Row:
         """The row of a cell that has finished or stopped."""
-        return json.loads((self.folder(cell) / "row.json").read_text())
+        return read_json(self.folder(cell) / "row.json")
 
     def write_row(self, cell: Cell, row: Row) -> None:
         """Writes what `row` reads."""

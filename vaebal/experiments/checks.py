@@ -8,6 +8,8 @@ from vaebal.data import ImageSet
 from vaebal.errors import InputError
 from vaebal.training import mesh_for
 
+_BLOCK = 4096  # images looked at together
+
 
 def _value(config: Any, field: str) -> Any:
     for part in field.split("."):
@@ -52,6 +54,17 @@ def seeds(config: Any) -> None:
     for seed in distinct(config, "train.seeds"):
         if type(seed) is not int or not 0 <= seed < 2**31:
             raise InputError(f"train.seeds={config.train.seeds!r} must be integers in [0, 2^31).")
+
+
+def variance(images: ImageSet) -> None:
+    """The training images are not all alike: else gamma, their error, has no positive value."""
+    rows = images.train
+    blocks = (rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK))
+    if not any((block != rows[:1]).any() for block in blocks):
+        raise InputError(
+            f"data.name={images.name!r} has no variance: its {len(rows)} training image(s) are all "
+            "alike, so that there is nothing to learn; use images that differ."
+        )
 
 
 def batch_size(config: Any, images: ImageSet, members: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vaebal.experiments.report import Row
-from vaebal.training.checkpoints import write_atomically
+from vaebal.training.workdir import write_atomically
 
 
 def finished(path: Path, beat: str, name: str, make: Callable[[], list[Row]]) -> list[Row]:

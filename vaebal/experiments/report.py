@@ -19,7 +19,7 @@ from rich import box
 from rich import table as rich_table
 from rich.console import Console
 
-from vaebal.training.checkpoints import write_atomically
+from vaebal.training.workdir import write_atomically
 
 Row = dict[str, Any]
 Table = tuple[list[str], list[list[str]]]  # header and body

@@ -1,13 +1,12 @@
-"""Where a run keeps what it has done: one lock on the config, checkpoints, finished rows."""
+"""Checkpoints of a training state by Orbax: whole, or told from what is damaged or another's."""
 
 import contextlib
-import fcntl
-import io
+import errno
+import functools
+import itertools
 import json
 import logging
-import os
 import re
-import socket
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,167 +14,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 from jax import Array
 
-from vaebal.errors import InputError
+from vaebal.errors import CheckpointError, InputError
 from vaebal.training.devices import agreed, is_writer, local
 
 log = logging.getLogger(__name__)
 
-# Open files whose locks this process holds until it ends, by workdir.
-_locks: dict[Path, int] = {}
 
-
-class CheckpointError(RuntimeError):
-    """A checkpoint can be neither written nor read; says what is left. Exit code 74."""
-
-
-class Preempted(RuntimeError):
-    """Stopped on notice, with everything saved: the same command goes on. Exit code 75."""
-
-
-def open_workdir(workdir: str, config: dict[str, Any]) -> Path:
-    """Creates `workdir` for `config`, or re-opens it if it holds the same config's run.
-
-    The directory is this process's until it ends, however it ends. Of several processes of one
-    run (`devices.join`) the first opens it for all.
-
-    Args:
-      workdir: path of the run; with a scheme, as in gs://bucket/run, it is remote, and no lock
-        keeps another process out.
-      config: the run's resolved config, of plain values.
-
-    Returns:
-      The absolute path; an `epath.Path` if it is remote.
-
-    Raises:
-      InputError: the directory cannot be written, is in use, or holds another config's run.
-    """
-    path = workdir_path(workdir)
-    # Through JSON and back, so that tuples and lists compare alike.
-    config = json.loads(json.dumps(config))
-    refusal = None
-    if is_writer():
-        try:
-            _open(path, config)
-        except (OSError, ImportError) as error:  # a scheme may want a package of its own
-            reason = getattr(error, "strerror", None) or error
-            refusal = InputError(
-                f"--workdir={workdir} cannot be written ({reason}): choose another."
-            )
-            refusal.__cause__ = error
-        except InputError as error:
-            refusal = error
-    if agreed(refusal is not None):
-        raise refusal or InputError(f"--workdir={workdir} was refused to the first process.")
-    return path
-
-
-def workdir_path(workdir: str) -> Path:
-    """The absolute path of a run; an `epath.Path` if it has a scheme, as gs://bucket/run has."""
-    return epath.Path(workdir) if "://" in workdir else Path(workdir).expanduser().resolve()
-
-
-def _open(path: Path, config: dict[str, Any]) -> None:
-    path.mkdir(parents=True, exist_ok=True)
-    taken = isinstance(path, Path) and _lock(path)
-    held = path / "config.json"
-    try:
-        if held.exists():
-            _require_same(json.loads(held.read_text()), config, path)
-        else:
-            write_atomically(held, json.dumps(config, indent=2) + "\n")
-        probe = path / f".probe.{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except BaseException:
-        if taken:
-            os.close(_locks.pop(path))
-        raise
-
-
-def _lock(path: Path) -> bool:
-    """Whether this took the lock: this process may have it already, or there may be none."""
-    file = path / ".lock"
-    if path in _locks:
-        if file.exists() and os.path.samestat(os.fstat(_locks[path]), file.stat()):
-            return False
-        os.close(_locks.pop(path))  # the directory has been deleted since
-    handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        # Unlike a file's presence, this ends with its process.
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        owner = os.read(handle, 300).decode()
-        os.close(handle)
-        raise InputError(
-            f"--workdir={path} is in use by {owner or 'another process'}: let it end, or choose "
-            "another."
-        ) from error
-    except OSError as error:
-        os.close(handle)
-        log.warning("%s cannot be locked (%s): start no second run there.", path, error.strerror)
-        return False
-    os.ftruncate(handle, 0)
-    os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
-    _locks[path] = handle
-    return True
-
-
-def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def _require_same(held: dict[str, Any], config: dict[str, Any], path: Path) -> None:
-    held, config = _flatten(held), _flatten(config)
-    for name in sorted(held | config):
-        if held.get(name) != config.get(name):
-            raise InputError(
-                f"--workdir={path} holds a run with {name}={held.get(name)!r}, and this one has "
-                f"{name}={config.get(name)!r}: choose another workdir, or delete that one."
-            )
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes `content` so that `path` is always either the old file or the whole new one."""
-    content = content.encode() if isinstance(content, str) else content
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not isinstance(path, Path):  # an object in a bucket appears whole, or not at all
-        path.write_bytes(content)
-        return
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            # Else the name could outlive the content when a machine goes down.
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def save_arrays(path: Path, **arrays: Any) -> None:
-    """Writes arrays by name into an .npz file, atomically; `path` may be remote."""
-    octets = io.BytesIO()
-    np.savez(octets, **arrays)
-    write_atomically(path, octets.getvalue())
-
-
-def load_arrays(path: Path) -> dict[str, np.ndarray]:
-    """What `save_arrays` wrote."""
-    with np.load(io.BytesIO(path.read_bytes())) as arrays:
-        return dict(arrays)
+class Damaged(CheckpointError):
+    """A checkpoint's files are not those that were saved."""
 
 
 @jax.jit
@@ -244,7 +93,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             self._manager.save(
                 epoch,
                 args=ocp.args.StandardSave(state),
-                custom_metadata={"fingerprint": marks},
+                custom_metadata={"fingerprint": marks, "leaves": _leaves(state)},
                 force=True,
             )
 
@@ -261,45 +110,73 @@ class Checkpoints(contextlib.AbstractContextManager):
             ) from error
 
     def restore(self, epoch: int, shapes: Any) -> Any:
-        """The state of `epoch`, as it was saved.
+        """The state of `epoch` and of no other, as it was saved.
+
+        What is finished is loaded so, by the epoch that its row says.
 
         Args:
           shapes: its tree of jax.ShapeDtypeStruct with shardings, over any devices.
 
         Raises:
-          CheckpointError: it is damaged, or not of these shapes.
+          InputError: it was saved with other shapes or types, as under another jax_enable_x64.
+          CheckpointError: it is not there, damaged, or cannot be read for a reason that may pass.
         """
+        held = sorted(self._manager.all_steps())
+        if epoch not in held:
+            raise CheckpointError(
+                f"Checkpoint {self.path(epoch)} of epoch {epoch}, which is asked for, is not there "
+                f"(of {held or 'none'} are): bring it back from a copy, or delete what says that "
+                "it is finished."
+            )
+        said = self._said_of(epoch)
+        _require_same_leaves(said.get("leaves"), shapes, self.path(epoch))
         try:
             state = self._manager.restore(epoch, args=ocp.args.StandardRestore(shapes))
-            marks = self._manager.metadata(epoch).custom_metadata.get("fingerprint")
-        except Exception as error:  # of any type: whatever the damage brings about
-            raise CheckpointError(
-                f"Checkpoint {self.path(epoch)} cannot be read ({_in_a_line(error)})."
-            ) from error
+        except Exception as error:  # of any type: they come from C++
+            raise self._unreadable(epoch, error, _tells_damage(error)) from error
+        marks = said.get("fingerprint")
         if marks is not None and marks != jax.device_get(local(fingerprint(state))).tolist():
-            raise CheckpointError(
+            raise Damaged(
                 f"Checkpoint {self.path(epoch)} is damaged (its values are not those saved)."
             )
         return state
 
+    def _said_of(self, epoch: int) -> dict[str, Any]:
+        """What `save` said of a checkpoint; nothing where that is lost, or never was."""
+        try:
+            return dict(self._manager.metadata(epoch).custom_metadata or {})
+        except Exception as error:  # of any type, from reading or from parsing
+            damaged = _tells_damage(error) or isinstance(error, ValueError | KeyError | TypeError)
+            raise self._unreadable(epoch, error, damaged) from error
+
+    def _unreadable(self, epoch: int, error: Exception, damaged: bool) -> CheckpointError:
+        what = f"Checkpoint {self.path(epoch)}"
+        if damaged:
+            return Damaged(f"{what} is damaged ({_in_a_line(error)}).")
+        return CheckpointError(
+            f"{what} cannot be read ({_in_a_line(error)}): once it can, the same command goes on; "
+            "without it, moved elsewhere, from the one before."
+        )
+
     def restore_latest(self, shapes: Any) -> tuple[int, Any] | None:
         """The epoch and state of the newest whole checkpoint; None if there never was any.
 
-        Damaged ones are named in the log, stepped over, and deleted once an older one is found
-        to be whole.
+        Damaged ones are named in the log, stepped over, and once an older one is found to be
+        whole renamed to EPOCH.damaged. Nothing else is stepped over.
 
         Raises:
-          CheckpointError: there are checkpoints, and all of them are damaged.
+          InputError: as `restore`.
+          CheckpointError: one cannot be read for a reason that may pass; or there are
+            checkpoints, and all of them are damaged.
         """
         epochs = sorted(self._manager.all_steps(), reverse=True)
         for index, epoch in enumerate(epochs):
             try:
                 state = self.restore(epoch, shapes)
-            except CheckpointError as error:
+            except Damaged as error:
                 log.warning("%s Stepping over it.", error)
                 continue
-            for damaged in epochs[:index]:
-                self._manager.delete(damaged)
+            self._set_aside(epochs[:index])
             return epoch, state
         if epochs:
             raise CheckpointError(
@@ -307,6 +184,16 @@ class Checkpoints(contextlib.AbstractContextManager):
                 "one back from a copy, or delete that directory to start anew."
             )
         return None
+
+    def _set_aside(self, epochs: list[int]) -> None:
+        """Renames checkpoints, so that their epochs can be saved again."""
+        for epoch in epochs if is_writer() else ():
+            names = (f"{epoch}.damaged{count or ''}" for count in itertools.count())
+            unused = (self.directory / name for name in names)
+            self.path(epoch).rename(next(path for path in unused if not path.exists()))
+        if epochs:
+            agreed(True)  # the others wait until they are renamed
+            self._manager.reload()
 
     def path(self, epoch: int) -> Path:
         """Where the checkpoint of `epoch` lies."""
@@ -321,3 +208,44 @@ def _in_a_line(error: BaseException) -> str:
     if "[os_error_code=" in text:  # after all that was being tried
         said = said.rpartition(": ")[2]
     return textwrap.shorten(said.splitlines()[0], 200)
+
+
+def _leaves(state: Any) -> list[str]:
+    """Name, type and shape of every leaf, as "params/step int32[2]"."""
+    named, _ = jax.tree_util.tree_flatten_with_path(state)
+    name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+    return [f"{name(path)} {leaf.dtype}{list(leaf.shape)}" for path, leaf in named]
+
+
+def _require_same_leaves(saved: list[str] | None, shapes: Any, path: Path) -> None:
+    # Orbax would refuse other shapes with pages of text, and convert other types unasked.
+    wanted = _leaves(shapes)
+    if saved is None or saved == wanted:
+        return
+    pairs = itertools.zip_longest(saved, wanted, fillvalue="nothing more")
+    there, here = next(pair for pair in pairs if pair[0] != pair[1])
+    hint = "with the settings that it was saved with"
+    if there.replace("64[", "32[") == here.replace("64[", "32["):
+        hint = "with jax_enable_x64 as it was then"
+    raise InputError(
+        f"Checkpoint {path} holds {there}, and this run has {here}: start it {hint}, or choose "
+        "another workdir."
+    )
+
+
+# By these, and by no other of its states, TensorStore says that files are not what they were.
+_DAMAGED = ("DATA_LOSS", "OUT_OF_RANGE", "NOT_FOUND", "FAILED_PRECONDITION")
+
+
+def _tells_damage(error: BaseException | None) -> bool:
+    """Whether files are missing, cut or changed; not where a disk or network fails to give them."""
+    while error is not None:
+        text = str(error)
+        if isinstance(error, OSError):
+            return error.errno in (errno.ENOENT, errno.EISDIR, errno.ENOTDIR)
+        if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+            return True
+        if text.startswith(_DAMAGED):
+            return "[os_error_code=" not in text
+        error = error.__cause__ or error.__context__
+    return False

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from vaebal.errors import Diverged
-from vaebal.training.checkpoints import Checkpoints, Preempted
+from vaebal.errors import Diverged, Preempted
+from vaebal.training.checkpoints import Checkpoints
 from vaebal.training.devices import LeaveNotice
 from vaebal.training.program import Metrics, Program, Streamed
 from vaebal.training.step import State

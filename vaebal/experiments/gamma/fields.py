@@ -2,6 +2,18 @@
 
 import ml_collections
 
+from vaebal.experiments.schema import data_section
+
+# Fields that change no number: where things lie, how often they are saved or shown. (The last
+# two place arrays on devices, as the number of devices does: rounding at most.)
+FREE = frozenset(
+    {
+        *("data.dir", "data.folder", "data.bad", "eval.pictures"),
+        *("train.epochs_per_chunk", "train.epochs_per_checkpoint"),
+        *("train.device_bytes", "train.shard_parameters"),
+    }
+)
+
 
 def defaults(name: str) -> ml_collections.ConfigDict:
     """Every field of the experiment on gamma's descent; configs/*_gamma.py change a few."""
@@ -9,17 +21,10 @@ def defaults(name: str) -> ml_collections.ConfigDict:
     config.experiment = "gamma"
     config.name = name
 
-    data = config.data = ml_collections.ConfigDict()
-    data.name = "rendered"  # "rendered", "linear", "network", "celeb_a", "folder"
-    data.dir = ""  # "": $VAEBAL_DATA_DIR, $TFDS_DATA_DIR or ~/tensorflow_datasets
-    data.folder = ""  # of "folder": where the images lie
-    data.bad = "refuse"  # or "skip": files there that are no usable images
-    data.resolution = 64
+    data = config.data = data_section("rendered")
+    del data.rank
     data.ranks = (2, 4, 6, 8, 10, 12)  # r, where we draw the images ourselves
-    data.train_size = 20_000
     data.test_size = 2_000
-    data.noise = 0.0  # standard deviation of observation noise, which gives gamma a floor
-    data.seed = 0
 
     model = config.model = ml_collections.ConfigDict()
     model.network = "conv"  # "infogan", "mlp"

@@ -21,7 +21,7 @@ from vaebal.data.rendered import FACTORS
 from vaebal.experiments import report
 from vaebal.experiments.report import Row, rows_with
 from vaebal.homotopy.opener import EARLY_PATIENCE
-from vaebal.training.checkpoints import write_atomically
+from vaebal.training.workdir import write_atomically
 
 Key = tuple[str, int, int]  # arm, r, seed
 Table = tuple[list[str], list[list[str]]]

@@ -19,14 +19,12 @@ from vaebal.data import (
     MANIFOLDS,
     ImageSet,
     host_mean_image,
-    load,
-    manifold,
     mean_image,
     steps_per_epoch,
 )
 from vaebal.errors import InputError
 from vaebal.experiments import cells as runner
-from vaebal.experiments import checks
+from vaebal.experiments import checks, inputs, report
 from vaebal.experiments.cells import Cells, Schedule
 from vaebal.experiments.gamma import page
 from vaebal.experiments.gamma.arms import Arm, arms, member, rule
@@ -35,7 +33,6 @@ from vaebal.models import GaussianVAE, conv_vae, infogan_vae, mlp_vae
 from vaebal.models.nets import ACTIVATIONS, PRODUCTS
 from vaebal.theory.collapse import collapse
 from vaebal.training import Optimisation, Program, State, Streamed, gaussian_vae, stack_members
-from vaebal.training.checkpoints import open_workdir
 from vaebal.training.progress import Progress
 
 NETWORKS = ("conv", "infogan", "mlp")
@@ -100,19 +97,6 @@ def check(config: Any) -> None:
         raise InputError(
             f"train.release={release!r} must be two shares of the steps, 0 <= start < end <= 1."
         )
-
-
-def open_data(config: Any, rank: int, seed: int = 0) -> ImageSet:
-    """The images, on a manifold of dimension `rank` drawn from `seed` where that is not 0."""
-    data = config.data
-    if not rank:
-        return load(
-            data.name, data.dir, resolution=data.resolution, folder=data.folder, bad=data.bad
-        )
-    return manifold(
-        data.name, rank=rank, resolution=data.resolution, train_size=data.train_size,
-        test_size=data.test_size, noise=data.noise, seed=seed,
-    )  # fmt: skip
 
 
 def check_against_data(config: Any, images: ImageSet) -> None:
@@ -181,7 +165,7 @@ class Data:
         if key not in self._kept:
             if any(rank != run.rank for rank, _ in self._kept):
                 self._kept.clear()
-            images = self._opened.pop(key, None) or open_data(self._config, *key)
+            images = self._opened.pop(key, None) or inputs.open_data(self._config, *key)
             self._kept[key] = images, self._config.model.gamma or largest_variance(images)
         return self._kept[key]
 
@@ -290,9 +274,9 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
     ranks = tuple(config.data.ranks) if config.data.name in MANIFOLDS else (0,)
     first = Run("", ranks[0], config.train.seeds[0])
     key = first.rank, data_seed(config, first)
-    images = open_data(config, *key)
+    images = inputs.open_data(config, *key)
     check_against_data(config, images)
-    path = open_workdir(workdir, config.to_dict())
+    path = inputs.open_run(config, workdir, images)
     found = arms(config)
     data, cells = Data(config, {key: images}), Cells(path)
     programs = Programs(config, cells, data, {arm.name: arm for arm in found})
@@ -300,7 +284,7 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
     print(
         f"{config.name}: {sum(map(len, groups.values()))} runs of {config.train.epochs} epochs on "
         f"{images.name} ({len(images.train)} training and {len(images.test)} test images, "
-        f"{images.image_shape}), {jax.device_count()} {jax.devices()[0].device_kind} device(s); "
+        f"{images.image_shape}), {report.device()}; "
         f"workdir {path}",
         flush=True,
     )

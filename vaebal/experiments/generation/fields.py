@@ -2,6 +2,16 @@
 
 import ml_collections
 
+from vaebal.experiments.schema import data_section
+
+# Fields that change no number: where things lie, how often they are saved or shown.
+FREE = frozenset(
+    {
+        *("data.dir", "data.folder", "data.bad", "train.epochs_per_checkpoint"),
+        *("eval.inception_weights", "eval.pictures"),
+    }
+)
+
 
 def defaults(name: str) -> ml_collections.ConfigDict:
     """Every field; configs/*_generation.py change a few."""
@@ -9,16 +19,7 @@ def defaults(name: str) -> ml_collections.ConfigDict:
     config.experiment = "generation"
     config.name = name
 
-    data = config.data = ml_collections.ConfigDict()
-    data.name = "digits"  # any set of `vaebal.data`, or "rendered"
-    data.dir = ""  # "": $VAEBAL_DATA_DIR, $TFDS_DATA_DIR or ~/tensorflow_datasets
-    data.folder = ""  # of "folder": where the images lie
-    data.bad = "refuse"  # or "skip": files there that are no usable images
-    data.resolution = 64  # of "rendered", "celeb_a" and "folder"
-    data.rank = 12  # of "rendered": true dimension r, and its numbers of images
-    data.train_size = 20_000
-    data.test_size = 5_000
-    data.seed = 0
+    config.data = data_section("digits")
 
     train = config.train = ml_collections.ConfigDict()  # shared by all stages
     train.seeds = (0, 1, 2)  # each a whole pipeline, the autoencoder included

@@ -16,7 +16,7 @@ import numpy as np
 from vaebal.data import ImageSet
 from vaebal.experiments import report
 from vaebal.experiments.report import Row, versions
-from vaebal.training.checkpoints import write_atomically
+from vaebal.training.workdir import write_atomically
 
 # Table 3 (FID of reconstructions and samples) and Table 4 (NDB/K for K = 100, 200, 300), CelebA.
 PAPER_FID = {

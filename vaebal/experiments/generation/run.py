@@ -8,9 +8,9 @@ from typing import Any
 
 import jax
 
-from vaebal.data import ImageSet, load, manifold
+from vaebal.data import ImageSet
 from vaebal.errors import InputError
-from vaebal.experiments import checks
+from vaebal.experiments import checks, inputs, report
 from vaebal.experiments.cells import train_all
 from vaebal.experiments.generation import page as generation_report
 from vaebal.experiments.generation.scores import (
@@ -30,7 +30,7 @@ from vaebal.generation import classifier
 from vaebal.measures import inception
 from vaebal.models.nets import ACTIVATIONS
 from vaebal.training import devices
-from vaebal.training.checkpoints import load_arrays, open_workdir, workdir_path
+from vaebal.training.workdir import load_arrays, workdir_path
 
 SPACES = ("pixels", "codes")
 NETWORKS = ("mlp", "conv")
@@ -72,17 +72,6 @@ def check(config: Any) -> None:
         raise InputError(f"eval.parts={config.eval.parts!r} must be an integer of at least 2.")
 
 
-def open_data(config: Any) -> ImageSet:
-    """The config's images."""
-    data = config.data
-    if data.name == "rendered":
-        return manifold(
-            "rendered", rank=data.rank, resolution=data.resolution, train_size=data.train_size,
-            test_size=data.test_size, seed=data.seed,
-        )  # fmt: skip
-    return load(data.name, data.dir, resolution=data.resolution, folder=data.folder, bad=data.bad)
-
-
 def check_against_data(config: Any, images: ImageSet, targets: classifier.Targets | None) -> None:
     """Raises InputError where the config does not fit the data or the devices."""
     train, settings = len(images.train), config.eval
@@ -113,18 +102,18 @@ def check_against_data(config: Any, images: ImageSet, targets: classifier.Target
 def run(config: Any, workdir: str) -> list[dict[str, Any]]:
     """Makes every stage, evaluates and reports; what `workdir` holds already is not done again."""
     check(config)
-    images = open_data(config)
+    images = inputs.open_data(config)
     targets = classifier.targets_of(images, config.data.dir)
     check_against_data(config, images, targets)
     if config.eval.fid and config.eval.inception_weights:
         inception.load_params(config.eval.inception_weights)  # refuses before hours of training
-    path = open_workdir(workdir, config.to_dict())
+    path = inputs.open_run(config, workdir, images)
     session = Session(config, path, images, targets)
     print(
         f"{config.name}: {sum(map(len, session.groups.values()))} stages, "
-        f"{len(config.train.seeds)} pipelines on {images.name} ({len(images.train)} training and {len(images.test)} test images, "
-        f"{images.image_shape}), {jax.device_count()} {jax.devices()[0].device_kind} device(s); "
-        f"workdir {path}",
+        f"{len(config.train.seeds)} pipelines on {images.name} ({len(images.train)} training and "
+        f"{len(images.test)} test images, {images.image_shape}), "
+        f"{report.device()}; workdir {path}",
         flush=True,
     )
     make_group = functools.partial(make, session)
@@ -146,7 +135,7 @@ def load_pipeline(config: Any, workdir: str, seed: int) -> tuple[Session, dict[s
     Raises:
       InputError: a stage is not finished.
     """
-    images = open_data(config)
+    images = inputs.open_data(config)
     targets = classifier.targets_of(images, config.data.dir)
     session = Session(config, workdir_path(workdir), images, targets)
     return session, networks(session, seed)

@@ -30,7 +30,7 @@ from vaebal.measures.ndb import Bins, ndb_bins, ndb_compare
 from vaebal.models import prior_samples
 from vaebal.streams import stream
 from vaebal.training import devices
-from vaebal.training.checkpoints import save_arrays, write_atomically
+from vaebal.training.workdir import save_arrays, write_atomically
 
 INTERPOLATIONS, POINTS = 4, 9  # pairs of test images, and images on the way
 

@@ -2,6 +2,17 @@
 
 import ml_collections
 
+from vaebal.experiments.schema import data_section
+
+# Fields that change no number: where things lie, how often they are saved or shown. (The last
+# one places arrays on devices, as the number of devices does: rounding at most.)
+FREE = frozenset(
+    {
+        *("data.dir", "data.folder", "data.bad", "eval.pictures"),
+        *("train.epochs_per_chunk", "train.epochs_per_checkpoint", "train.shard_parameters"),
+    }
+)
+
 
 def defaults(name: str) -> ml_collections.ConfigDict:
     """Every field of the sweep; configs/*.py change a few."""
@@ -9,9 +20,7 @@ def defaults(name: str) -> ml_collections.ConfigDict:
     config.experiment = "kappa_sweep"
     config.name = name
 
-    config.data = ml_collections.ConfigDict()
-    config.data.name = "digits"
-    config.data.dir = ""  # "": $VAEBAL_DATA_DIR, $TFDS_DATA_DIR or ~/tensorflow_datasets
+    config.data = data_section("digits")
 
     model = config.model = ml_collections.ConfigDict()
     model.kappas = (4, 8, 16, 32, 64)

@@ -12,7 +12,7 @@ import numpy as np
 from vaebal.data import ImageSet
 from vaebal.experiments import report
 from vaebal.experiments.report import Row
-from vaebal.training.checkpoints import write_atomically
+from vaebal.training.workdir import write_atomically
 
 # Table 1 of the paper (MNIST): kappa -> (Rec. Err., NLL in nats, active dimensions).
 PAPER = {

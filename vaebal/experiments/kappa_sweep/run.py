@@ -9,12 +9,12 @@ import jax
 import numpy as np
 
 from vaebal import homotopy
-from vaebal.data import ImageSet, load, mean_image, steps_per_epoch
+from vaebal.data import Decode, ImageSet, mean_image, steps_per_epoch
 from vaebal.errors import InputError
 from vaebal.experiments import cells as runner
-from vaebal.experiments import checks
+from vaebal.experiments import checks, inputs, report
 from vaebal.experiments.cells import Cells, Schedule
-from vaebal.experiments.kappa_sweep import page
+from vaebal.experiments.kappa_sweep import fields, page
 from vaebal.homotopy import Homotopy
 from vaebal.measures import evaluation
 from vaebal.models import GaussianVAE, mlp_vae, prior_samples, with_own_skips
@@ -32,9 +32,8 @@ from vaebal.training import (
     stack_members,
     state_shapes,
 )
-from vaebal.training.checkpoints import open_workdir, workdir_path
 from vaebal.training.progress import Progress
-from vaebal.units import to_unit_pixels
+from vaebal.training.workdir import require_same_config, workdir_path
 
 SKIPS = ("residual+affine", "residual", "affine", "none")
 ACTIVE_THRESHOLDS = (0.001, 0.01, 0.1)
@@ -169,18 +168,17 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
       Diverged: some cells stopped; the others are reported.
     """
     check(config)
-    images = load(config.data.name, config.data.dir)
+    images = inputs.open_data(config)
     mode, stacking = stack_mode(config, images.dim)
     groups = {stack_name(group): group for group in stacks(config, mode)}
     for members in set(map(len, groups.values())):
         checks.batch_size(config, images, members)
     # After all that can be refused: a workdir holds no config that never ran.
-    path = open_workdir(workdir, config.to_dict())
+    path = inputs.open_run(config, workdir, images)
     print(
         f"{config.name}: {sum(map(len, groups.values()))} members, {stacking}; "
         f"{config.train.epochs} epochs each, on {images.name} ({len(images.train)} training and "
-        f"{len(images.test)} test images), {jax.device_count()} {jax.devices()[0].device_kind} "
-        f"device(s); workdir {path}",
+        f"{len(images.test)} test images), {report.device()}; workdir {path}",
         flush=True,
     )
     cells, rows = Cells(path, "members"), jax.device_put((images.train, images.test))
@@ -190,7 +188,7 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
         runner.train(
             cells, name, group, lambda: make_program(config, images, group),
             _schedule(config, images),
-            functools.partial(_evaluate, config, model, images.name, rows), progress,
+            functools.partial(_evaluate, config, model, images, rows), progress,
         )  # fmt: skip
 
     def write(finished: dict[Cell, dict[str, Any]], stopped: str) -> None:
@@ -268,24 +266,31 @@ def make_program(config: Any, images: ImageSet, cells: Sequence[Cell]) -> Progra
 
 
 def _evaluate(
-    config: Any, model: GaussianVAE, data: str, rows: tuple, cell: Cell, params: Any, state: State
+    config: Any,
+    model: GaussianVAE,
+    images: ImageSet,
+    rows: tuple,
+    cell: Cell,
+    params: Any,
+    state: State,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    train, test = rows
-    row = evaluate(config, model, params, cell, train, test) | {"data": data}
-    return row, draw_pictures(config, model, params, cell, test)
+    row = evaluate(config, model, params, cell, *rows, images.decode) | {"data": images.name}
+    x = images.decode(rows[1][: config.eval.pictures])
+    return row, draw_pictures(config, model, params, cell, x)
 
 
 def evaluate(
-    config: Any, model: GaussianVAE, params: Any, cell: Cell, train: Any, test: Any
+    config: Any, model: GaussianVAE, params: Any, cell: Cell, train: Any, test: Any, decode: Decode
 ) -> dict[str, Any]:
     """Every number of one member's row; `x` with its standard error `x_se` over the test images."""
     options = {"seed": cell.seed, "block": config.eval.block, "kappa": cell.kappa}
+    options["decode"] = decode
     posterior = evaluation.posterior(model, params, test, **options)
     nll, effective = evaluation.importance_weighted_nll(
         model, params, test, samples=config.eval.nll_samples, **options
     )
     gamma = float(np.exp(jax.device_get(model.apply({"params": params}, method="log_gamma"))))
-    dim = test.shape[1]
+    dim = model.outputs
     estimates = {
         "error_mean": evaluation.mean_estimate(posterior.squared_error_mean),
         "error_sampled": evaluation.mean_estimate(posterior.squared_error_sampled),
@@ -316,10 +321,9 @@ def evaluate(
 
 
 def draw_pictures(
-    config: Any, model: GaussianVAE, params: Any, cell: Cell, test: Any
+    config: Any, model: GaussianVAE, params: Any, cell: Cell, x: Any
 ) -> dict[str, np.ndarray]:
-    """The first test images, their reconstructions, and samples from the prior."""
-    x = to_unit_pixels(test[: config.eval.pictures])
+    """Images x [n, D], their reconstructions, and samples from the prior."""
     mean, _ = model.apply({"params": params}, x, cell.kappa, method="encode")
     z = prior_samples(stream(cell.seed, "evaluation/pictures"), len(x), model.latents, cell.kappa)
     decode = lambda z: model.apply({"params": params}, z, method="decode")  # noqa: E731
@@ -333,7 +337,9 @@ def load_member(
     """A finished member's model (its skips fixed) and parameters, to probe in a notebook.
 
     Raises:
-      InputError: the sweep has no such member, or it has not been trained yet.
+      InputError: the sweep has no such member, it has not been trained yet, or with another
+        config.
+      CheckpointError: its checkpoint is damaged, or is not there.
     """
     wanted = Cell(skips, kappa, seed)
     # "auto" may have chosen otherwise on the devices that trained it.
@@ -341,11 +347,12 @@ def load_member(
     groups = [group for mode in modes for group in stacks(config, mode) if wanted in group]
     if not groups:
         raise InputError(f"{wanted.name} is not a member of this sweep.")
+    require_same_config(workdir_path(workdir), config.to_dict(), fields.FREE)
     cells = Cells(workdir_path(workdir), "members")
     for group in groups:
         name = stack_name(group)
         if (cells.path / "checkpoints" / name).exists():
-            images = load(config.data.name, config.data.dir)
+            images = inputs.open_data(config)
             model, *made = recipe(config, images, group)
             given = np.zeros((len(group), images.dim), np.float32)
             shapes = state_shapes(*made, given, split=config.train.shard_parameters)

@@ -10,7 +10,7 @@ import numpy as np
 from vaebal.experiments import report
 from vaebal.experiments.report import Figure, Row, Section, Table
 from vaebal.theory import affine
-from vaebal.training.checkpoints import write_atomically
+from vaebal.training.workdir import write_atomically
 
 
 def describe(row: Row) -> str:

@@ -17,7 +17,7 @@ from vaebal.experiments.theorem1 import page
 from vaebal.streams import stream
 from vaebal.theory import affine
 from vaebal.theory.landscape import affine_stationary_points
-from vaebal.training.checkpoints import open_workdir
+from vaebal.training.workdir import open_workdir
 
 
 def check(config: Any) -> None:

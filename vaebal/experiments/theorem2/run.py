@@ -19,7 +19,7 @@ from vaebal.experiments.parts import finished
 from vaebal.experiments.report import Row
 from vaebal.experiments.theorem2 import escape, page, stationary
 from vaebal.models.nets import ACTIVATIONS
-from vaebal.training.checkpoints import open_workdir
+from vaebal.training.workdir import open_workdir
 
 SKIPS = ("residual+affine", "residual", "affine", "none")
 

@@ -18,7 +18,7 @@ from vaebal.experiments.theorem3 import digits, linear, page
 from vaebal.experiments.theorem3.digits import PIXELS
 from vaebal.models.nets import ACTIVATIONS
 from vaebal.theory.penalties import named
-from vaebal.training.checkpoints import open_workdir
+from vaebal.training.workdir import open_workdir
 
 
 def check(config: Any) -> None:
