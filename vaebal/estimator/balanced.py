@@ -46,7 +46,7 @@ class BalancedVAE(TransformerMixin, BaseEstimator):
     Attributes:
       dimension_: the count, latents in use. All methods speak of these alone.
       gamma_: decoder variance, in the data's own units squared.
-      error_: held-out E|x - x_hat|^2 at the posterior mean, summed over features, in its own units
+      error_: held-out E|x - x_hat|^2 at the posterior mean, summed over features, in their units
         squared.
       plan_: what was chosen.
       settled_: whether the count was found well before the steps ended; if not, a longer fit may
