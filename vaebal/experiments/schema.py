@@ -63,9 +63,19 @@ def check_fields(config: ml_collections.ConfigDict, defaults: ml_collections.Con
                 f"The config has no field {field}: set it (its default is {default!r}), or begin "
                 "with this experiment's fields.defaults(name)."
             )
+        _require_unquoted(field, given[field])
         wanted = _mismatch(given[field], default)
         if wanted:
             raise InputError(f"{field}={given[field]!r} must be {wanted}.")
+
+
+def _require_unquoted(field: str, value: Any) -> None:
+    # From --config.FIELD=(a,b) the command line makes a tuple of one string.
+    if isinstance(value, tuple | list) and any(str(item)[:1] in "([" for item in value if item):
+        raise InputError(
+            f"{field}={value!r} holds brackets: on the command line put the tuple in quotes, and "
+            f"each string in it in quotes of the other kind, as in --config.{field}=\"('a', 'b')\"."
+        )
 
 
 def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
