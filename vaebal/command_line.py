@@ -37,20 +37,21 @@ def parse(
         define(values)
         rest = values(argv)
         _ = values.config.experiment  # a file that could not be loaded raises only here
-        _require_tuples_once(values)
+        _require_tuples_once(argv, values)
         return rest
     except Exception as error:  # of any type: a config file is a program
         print(f"error: {one_sentence(error)} (--help lists the flags)", file=sys.stderr)
         sys.exit(InputError.exit_code)
 
 
-def _require_tuples_once(values: flags.FlagValues) -> None:
+def _require_tuples_once(argv: Sequence[str], values: flags.FlagValues) -> None:
     # ml_collections would append, where of every other flag the last one counts.
+    names = [arg.partition("=")[0].lstrip("-") for arg in argv]
     for name in values:
-        flag = values[name]
-        if isinstance(flag, flags.MultiFlag) and flag.present > 1:
+        flag, times = values[name], names.count(name)
+        if isinstance(flag, flags.MultiFlag) and times > 1:
             raise InputError(
-                f"--{name} is given {flag.present} times: give it once, with all its values in "
+                f"--{name} is given {times} times: give it once, with all its values in "
                 f'quotes, as in --{name}="{tuple(flag.value)!r}".'
             )
 

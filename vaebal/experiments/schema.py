@@ -90,9 +90,13 @@ def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _hint(field: str, known: dict[str, Any]) -> str:
-    same_end = [name for name in known if name.rpartition(".")[2] == field.rpartition(".")[2]]
-    close = same_end[:1] or difflib.get_close_matches(field, known, n=1)
-    return f"did you mean {close[0]}?" if close else f"its fields are {', '.join(known)}."
+    section, _, name = field.rpartition(".")
+    by_name = {each.rpartition(".")[2]: each for each in known}
+    close = difflib.get_close_matches(name, by_name, n=1)
+    if close:
+        same_section = f"{section}.{close[0]}"
+        return f"did you mean {same_section if same_section in known else by_name[close[0]]}?"
+    return f"its fields are {', '.join(known)}."
 
 
 def _mismatch(value: Any, default: Any) -> str:
