@@ -189,6 +189,28 @@ def test_a_cache_of_which_fewer_bytes_were_hashed_is_made_anew_unsaid(celeba_roo
     assert json.loads(listing.read_text()) == whole
 
 
+@pytest.mark.parametrize("name", ["celeba_8.json", "celeba_8_train.npy"])
+def test_a_cache_that_cannot_be_read_is_not_called_damaged(celeba_root, monkeypatch, name):
+    photos.celeba(celeba_root, 8)
+    file = celeba_root / "vaebal_cache" / name
+    before, opened = file.read_bytes(), io.open
+
+    def refuse(path, *arguments, **options):
+        if str(path) == str(file):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", refuse)
+        patch.setattr("io.open", refuse)
+        with pytest.raises(InputError) as error:
+            photos.celeba(celeba_root, 8)
+    assert str(error.value) == (
+        f"data.dir: {file} cannot be read (Permission denied): mend its permissions, or the disk."
+    )
+    assert file.read_bytes() == before
+
+
 def test_a_damaged_listing_is_named_and_made_anew(celeba_root):
     photos.celeba(celeba_root, 8)
     listing = celeba_root / "vaebal_cache/celeba_8.json"

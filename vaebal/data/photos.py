@@ -347,6 +347,16 @@ def _prepared(
 
 
 def _opened(cache: Path, stem: str, recipe: dict[str, Any]) -> Photos:
+    try:
+        return _read_cache(cache, stem, recipe)
+    except OSError as error:  # not what is damaged, so not to be written over
+        raise InputError(
+            f"data.dir: {error.filename or cache} cannot be read ({error.strerror}): mend its "
+            "permissions, or the disk."
+        ) from error
+
+
+def _read_cache(cache: Path, stem: str, recipe: dict[str, Any]) -> Photos:
     listing = cache / f"{stem}.json"
     if not listing.is_file():
         raise _Unusable
@@ -362,7 +372,7 @@ def _opened(cache: Path, stem: str, recipe: dict[str, Any]) -> Photos:
         file = cache / f"{stem}_{split}.npy"
         try:
             rows = splits[split] = np.load(file, mmap_mode="r")
-        except (OSError, ValueError, EOFError) as error:
+        except (FileNotFoundError, ValueError, EOFError) as error:
             raise _Unusable(f"{file} is damaged ({_reason(error)})") from error
         if rows.dtype != np.uint8 or _fingerprint(rows) != held:
             raise _Unusable(f"{file} is damaged (it is not what {listing.name} says)")
