@@ -569,6 +569,36 @@ def test_a_folder_that_cannot_be_read_at_all_is_named(images, tmp_path, monkeypa
             photos.folder(images[0], 16, tmp_path, bad=bad)
 
 
+def test_a_file_without_permission_is_named_and_used_once_it_has_it(images, tmp_path, monkeypatch):
+    """Though its size and time are the same then: no cache holds that it could not be read."""
+    path, locked = images[0], images[0] / "a" / "00.png"
+    whole = photos.folder(path, 16, tmp_path / "whole", bad="refuse").splits
+    access = os.access
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda file, mode: file != locked and access(file, mode))
+        with pytest.raises(
+            InputError, match=r"1 of 40 files .*: a/00\.png \(Permission denied\); "
+        ):
+            photos.folder(path, 16, tmp_path, bad="refuse")
+        with pytest.warns(UserWarning, match=r"1 of 40 files .*: a/00\.png \(Permission denied\)"):
+            some = photos.folder(path, 16, tmp_path, bad="skip").splits
+    assert sum(map(len, some.values())) == 39
+    after = photos.folder(path, 16, tmp_path, bad="refuse").splits
+    for split in ("train", "test"):
+        np.testing.assert_array_equal(after[split], whole[split])
+
+
+def test_a_disk_that_fails_to_give_a_file_is_not_an_unusable_image(images, tmp_path, monkeypatch):
+    def fail(file, resolution):
+        raise OSError(errno.EIO, "Input/output error", str(file))
+
+    monkeypatch.setattr(photos, "square", fail)
+    for bad in ("refuse", "skip"):
+        with pytest.raises(InputError, match=r"\.\w+ cannot be read \(Input/output error\): mend"):
+            photos.folder(images[0], 16, tmp_path, bad=bad)
+    assert [file.suffix for file in (tmp_path / "vaebal_cache").iterdir()] == [".lock"]
+
+
 @pytest.mark.parametrize("format", ["webp", "png"])
 def test_an_animation_is_no_photograph(tmp_path, format):
     frames = [Image.fromarray(_scene(index, 20, 20)) for index in range(3)]
