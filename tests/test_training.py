@@ -10,7 +10,7 @@ from vaebal.data import batch_indices
 from vaebal.measures.evaluation import posterior
 from vaebal.models import latent_noise, with_own_skips
 from vaebal.streams import stream
-from vaebal.theory.collapse import LATENT_WEIGHTS
+from vaebal.theory.gradients import LATENT_WEIGHTS
 from vaebal.training.checkpoints import Checkpoints
 from vaebal.training.engine import (
     Member,
@@ -427,10 +427,10 @@ def test_closed_latents_are_not_in_the_model(small_vae, pixels):
     assert 1 < after.open[1] <= 5
     assert after.open[2] == 1  # idle: gamma stays above every variance
     for member, number in enumerate(after.open):
-        for names, axis in LATENT_WEIGHTS.items():
+        for path, axis in LATENT_WEIGHTS.items():
             try:
                 old, new = (
-                    np.moveaxis(functools.reduce(lambda tree, name: tree[name], names, state.params)
+                    np.moveaxis(functools.reduce(lambda tree, name: tree[name], path.split("/"), state.params)
                                 [member], axis, 0)
                     for state in (before, after)
                 )  # fmt: skip
