@@ -428,9 +428,10 @@ def test_closed_latents_are_not_in_the_model(small_vae, pixels):
     assert after.open[2] == 1  # idle: gamma stays above every variance
     for member, number in enumerate(after.open):
         for path, axis in LATENT_WEIGHTS.items():
+            names = path.split("/")
             try:
                 old, new = (
-                    np.moveaxis(functools.reduce(lambda tree, name: tree[name], path.split("/"), state.params)
+                    np.moveaxis(functools.reduce(lambda tree, name: tree[name], names, state.params)
                                 [member], axis, 0)
                     for state in (before, after)
                 )  # fmt: skip

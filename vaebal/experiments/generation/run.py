@@ -26,7 +26,7 @@ from vaebal.experiments.generation.stages import (
     networks,
 )
 from vaebal.generation import classifier
-from vaebal.measures import inception
+from vaebal.measures import inception_weights
 from vaebal.models.nets import ACTIVATIONS
 from vaebal.training import devices
 from vaebal.training.checkpoints import load_arrays, open_workdir, workdir_path
@@ -116,7 +116,9 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
     targets = classifier.targets_of(images, config.data.dir)
     check_against_data(config, images, targets)
     if config.eval.fid and config.eval.inception_weights:
-        inception.load_params(config.eval.inception_weights)  # refuses before hours of training
+        inception_weights.load_params(
+            config.eval.inception_weights
+        )  # refuses before hours of training
     path = open_workdir(workdir, config.to_dict())
     session = Session(config, path, images, targets)
     print(
