@@ -77,8 +77,10 @@ def _laplace(of: _Model, x: Array, used: np.ndarray, steps: int) -> _Proposal:
 
     def curvature(z):
         """The Jacobian [D, A], and minus the Gauss-Newton Hessian of log p(x, z), [A, A]."""
-        part = lambda v: jax.jvp(of.decode, (z,), (jnp.zeros_like(z).at[used].set(v),))[1]  # noqa: E731
-        J = jax.vmap(part)(jnp.eye(len(used), dtype=z.dtype)).T
+        # Reverse mode twice: the networks' matrix products define no forward mode.
+        _, pull = jax.vjp(of.decode, z)
+        _, push = jax.vjp(lambda w: pull(w)[0], jnp.zeros_like(x))
+        J = jax.vmap(lambda v: push(v)[0])(jnp.eye(len(z), dtype=z.dtype)[used]).T
         return J, jnp.eye(len(used), dtype=z.dtype) + J.T @ J / gamma
 
     def step(z, _):
