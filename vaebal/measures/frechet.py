@@ -180,6 +180,7 @@ def frechet_estimate(
     ]
     numbers, values = np.arange(1, parts + 1), np.array([np.mean(level) for level in levels])
     extrapolated = np.polynomial.Polynomial.fit(numbers, values, 1)(0.0)
+    warning = ""
     if fewest <= size:
         warning = f"{fewest} examples of {size} features: covariance is singular, value is biased"
     elif fewest // parts <= size:
@@ -187,8 +188,6 @@ def frechet_estimate(
             f"subsets of {fewest // parts} examples of {size} features: "
             "their covariance is singular, extrapolated is biased"
         )
-    else:
-        warning = ""
     smallest = np.array(levels[-1])
     return FrechetEstimate(
         value=float(values[0]),
