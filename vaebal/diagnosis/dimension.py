@@ -28,8 +28,8 @@ FALL = 0.1
 LEAST_POINTS = 50
 
 
-def _neighbour_distances(points: np.ndarray, neighbours: int) -> np.ndarray:
-    """Distances [N, neighbours] to the nearest other points, equal points taken once.
+def _neighbour_distances(points: np.ndarray) -> np.ndarray:
+    """Distances [N, 20] to the nearest other points, equal points taken once.
 
     Raises:
       ValueError: not [N, D], not finite, or too few different points.
@@ -39,7 +39,7 @@ def _neighbour_distances(points: np.ndarray, neighbours: int) -> np.ndarray:
         raise ValueError(f"points has shape {points.shape}; give [N, D].")
     if not np.isfinite(points).all():
         raise ValueError("points has values that are not finite; remove them.")
-    points = np.unique(points, axis=0)
+    points, neighbours = np.unique(points, axis=0), NEIGHBOURS[1]
     if len(points) < neighbours + 2:
         raise ValueError(
             f"points has {len(points)} different rows; give at least {neighbours + 2}."
@@ -51,27 +51,47 @@ def _neighbour_distances(points: np.ndarray, neighbours: int) -> np.ndarray:
     return distances
 
 
+def _two_nn(distances: np.ndarray) -> Estimate:
+    log_ratio = np.sort(np.log(distances[:, 1] / distances[:, 0]))
+    size = len(log_ratio)
+    kept = max(int(size * (1 - DISCARDED)), 2)
+    survival = -np.log1p(-np.arange(1, kept + 1) / (size + 1))
+    log_ratio = log_ratio[:kept]
+    slope = float(log_ratio @ survival / (log_ratio @ log_ratio))
+    return Estimate(slope, slope / np.sqrt(kept))
+
+
 def two_nn(points: np.ndarray) -> Estimate:
     """TwoNN (Facco et al., 2017): from the ratio of the second to the first neighbour's distance.
 
     The ratio mu has P(mu > m) = m^-d where the density is constant across two neighbours, so
-    -log(1 - F(log mu)) is a line of slope d through the origin, fitted here without the largest
-    tenth. The standard error d / sqrt(N) takes points as independent.
+    -log(1 - F(mu)) against log mu is a line of slope d through the origin, fitted here without
+    the largest tenth. The standard error d / sqrt(N) takes points as independent.
 
     Args:
       points: [N, D]; rows that repeat are taken once.
 
     Raises:
-      ValueError: not [N, D], not finite, or fewer than 4 different rows.
+      ValueError: not [N, D], not finite, or fewer than 22 different rows.
     """
-    first, second = _neighbour_distances(points, 2).T
-    log_ratio = np.sort(np.log(second / first))
-    size = len(log_ratio)
-    kept = max(int(size * (1 - DISCARDED)), 2)
-    survival = -np.log1p(-np.arange(1, kept + 1) / (size + 1))
-    log_ratio = log_ratio[:kept]
-    slope = float(log_ratio @ survival / np.maximum(log_ratio @ log_ratio, 1e-300))
-    return Estimate(slope, slope / np.sqrt(kept))
+    return _two_nn(_neighbour_distances(points))
+
+
+def _maximum_likelihood(distances: np.ndarray) -> Estimate:
+    least, most = NEIGHBOURS
+    logs = np.log(distances)
+    inverses = np.stack(
+        [
+            (logs[:, k - 1, None] - logs[:, : k - 1]).sum(1) / (k - 1)
+            for k in range(least, most + 1)
+        ],
+        axis=1,
+    )  # [N, k]
+    dimensions = 1 / inverses.mean(0)
+    value = float(dimensions.mean())
+    # One point's part in 1/d, for every k at once.
+    spread = (inverses * dimensions[None, :]).mean(1).std(ddof=1)
+    return Estimate(value, float(value * spread / np.sqrt(len(inverses))))
 
 
 def maximum_likelihood(points: np.ndarray) -> Estimate:
@@ -87,32 +107,24 @@ def maximum_likelihood(points: np.ndarray) -> Estimate:
     Raises:
       ValueError: not [N, D], not finite, or fewer than 22 different rows.
     """
-    least, most = NEIGHBOURS
-    logs = np.log(_neighbour_distances(points, most))
-    inverses = np.stack(
-        [(logs[:, k - 1, None] - logs[:, : k - 1]).sum(1) / (k - 1) for k in range(least, most + 1)],
-        axis=1,
-    )  # [N, k]
-    dimensions = 1 / inverses.mean(0)
-    value = float(dimensions.mean())
-    # One point's part in 1/d, for every k at once.
-    spread = (inverses * dimensions[None, :]).mean(1).std(ddof=1)
-    return Estimate(value, float(value * spread / np.sqrt(len(inverses))))
+    return _maximum_likelihood(_neighbour_distances(points))
 
 
-ESTIMATORS = {"TwoNN": two_nn, "maximum likelihood": maximum_likelihood}
+# Both see the same distances, which are what costs time.
+_ESTIMATORS = {"TwoNN": _two_nn, "maximum likelihood": _maximum_likelihood}
+
+
+def _estimates(points: np.ndarray) -> dict[str, Estimate]:
+    distances = _neighbour_distances(points)
+    return {name: estimator(distances) for name, estimator in _ESTIMATORS.items()}
 
 
 @functools.lru_cache(maxsize=4096)
-def _reference(estimator: str, size: int, dimension: int) -> float:
-    """The estimate for `size` points of a uniform cube, the mean over a few draws."""
-    draws = max(1, 2000 // size)
+def _reference(size: int, dimension: int) -> dict[str, float]:
+    """The estimates for `size` points of a uniform cube, the mean over a few draws."""
     random = np.random.default_rng([size, dimension])
-    values = [
-        ESTIMATORS[estimator](random.random((size, dimension))).value
-        for _ in range(draws)
-    ]
-    return float(np.mean(values))
+    draws = [_estimates(random.random((size, dimension))) for _ in range(max(1, 2000 // size))]
+    return {name: float(np.mean([draw[name].value for draw in draws])) for name in _ESTIMATORS}
 
 
 def calibrated(estimate: Estimate, estimator: str, size: int, *, most: int = 40) -> Estimate:
@@ -125,14 +137,13 @@ def calibrated(estimate: Estimate, estimator: str, size: int, *, most: int = 40)
       size: N, the number of points that gave the estimate.
       most: the largest d that is tried.
     """
-    value = estimate.value
-    if value <= _reference(estimator, size, 1):
-        scale = 1 / _reference(estimator, size, 1)
-        return Estimate(value * scale, estimate.error * scale)
+    value, first = estimate.value, _reference(size, 1)[estimator]
+    if value <= first:
+        return Estimate(value / first, estimate.error / first)
     below = 1
-    while below < most - 1 and _reference(estimator, size, below + 1) < value:
+    while below < most - 1 and _reference(size, below + 1)[estimator] < value:
         below += 1
-    low, high = (_reference(estimator, size, below + step) for step in (0, 1))
+    low, high = (_reference(size, below + step)[estimator] for step in (0, 1))
     slope = 1 / max(high - low, 0.1)
     return Estimate(below + (value - low) * slope, estimate.error * slope)
 
@@ -152,19 +163,18 @@ class Dimension(NamedTuple):
     scales: tuple[tuple[int, Estimate], ...]
 
 
-def _at_scale(points: np.ndarray, parts: int) -> tuple[int, Estimate]:
-    """The calibrated estimate of points dealt to `parts` equal parts, averaged over the parts."""
-    size = len(points) // parts
+def _over_parts(drawn: list[dict[str, Estimate]], size: int) -> Estimate:
+    """The calibrated estimate from those of equal parts of `size` points."""
+    parts = len(drawn)
     found = []
-    for name, estimator in ESTIMATORS.items():
-        values = [estimator(points[part : size * parts : parts]) for part in range(parts)]
+    for name in _ESTIMATORS:
         mean = Estimate(
-            float(np.mean([each.value for each in values])),
-            float(np.sqrt(np.sum([each.error**2 for each in values])) / parts),
+            float(np.mean([each[name].value for each in drawn])),
+            float(np.sqrt(np.sum([each[name].error ** 2 for each in drawn])) / parts),
         )
         found.append(calibrated(mean, name, size))
     # The two see the same points: their errors do not average out.
-    return size, Estimate(*(float(np.mean(pair)) for pair in zip(*found, strict=True)))
+    return Estimate(*(float(np.mean(pair)) for pair in zip(*found, strict=True)))
 
 
 def data_dimension(points: np.ndarray) -> Dimension:
@@ -181,15 +191,19 @@ def data_dimension(points: np.ndarray) -> Dimension:
         raise ValueError(f"points has shape {points.shape}; give [N, D].")
     _, kept = np.unique(points, axis=0, return_index=True)
     if len(kept) < LEAST_POINTS:
-        raise ValueError(
-            f"points has {len(kept)} different rows; give at least {LEAST_POINTS}."
-        )
+        raise ValueError(f"points has {len(kept)} different rows; give at least {LEAST_POINTS}.")
     points = points[np.sort(kept)]
-    scales = tuple(
-        _at_scale(points, parts) for parts in THINNING if len(points) // parts >= LEAST_POINTS
-    )
+    drawn = {
+        parts: [_estimates(points[start : len(points) // parts * parts : parts])
+                for start in range(parts)]
+        for parts in THINNING
+        if len(points) // parts >= LEAST_POINTS
+    }  # fmt: skip
+    sizes = {parts: len(points) // parts for parts in drawn}
+    scales = tuple((sizes[parts], _over_parts(drawn[parts], sizes[parts])) for parts in drawn)
     chosen = scales[0][1]
     for _, coarser in scales[1:]:
         if coarser.value < (1 - FALL) * chosen.value:
             chosen = coarser
-    return Dimension(chosen, two_nn(points), maximum_likelihood(points), scales)
+    published = drawn[1][0]
+    return Dimension(chosen, published["TwoNN"], published["maximum likelihood"], scales)

@@ -20,7 +20,7 @@ INFORMATIVE = 0.5  # of sigma^2: half the prior's
 # A latent's set of examples differs between them where it informs this share to its complement.
 INTERMITTENT = 0.05
 # Neighbours and kernels look at so many examples at most.
-MOST_NEIGHBOURS, MOST_KERNEL, MOST_SPECTRUM = 2000, 4000, 4000
+MOST_NEIGHBOURS, MOST_KERNEL, MOST_SPECTRUM = 2000, 4000, 2000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Evidence:
       directions: residual directions with variance above gamma (noise's own spread allowed for);
         None if gamma is unknown.
       top_residual: largest variance of the residual along a direction.
-      residual_spectrum: variances along its principal directions, descending.
+      residual_spectrum, data_spectrum: variances along principal directions, descending.
       data: intrinsic dimension of x; codes: of the active posterior means (None if none).
       redundancy: dimension of those means with every latent shuffled by itself, over `codes`: 1
         where no latent is a function of the others.
@@ -83,6 +83,7 @@ class Evidence:
     directions: int | None
     top_residual: Estimate
     residual_spectrum: np.ndarray
+    data_spectrum: np.ndarray
     data: Dimension
     codes: Dimension | None
     redundancy: Estimate | None
@@ -155,26 +156,32 @@ def _gammas(given: Inputs, gamma: float | None, source: str) -> dict[str, Any]:
     }
 
 
-def _residual(given: Inputs, total: float, gamma: float | None) -> dict[str, Any]:
-    """The spectrum of x - x_hat(mean), and how it stands to white noise and to gamma."""
-    residual = (given.x - given.x_hat)[:MOST_SPECTRUM]
-    size, pixels = residual.shape
-    centred = residual - residual.mean(0)[None, :]
-    # Noise of variance s spreads its N samples' eigenvalues up to this many s (Marchenko-Pastur).
-    edge = (1 + np.sqrt(pixels / size)) ** 2
+def _spectrum(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Variances of rows [n, D] along principal directions, descending, and the first scores [n]."""
+    size, pixels = rows.shape
+    centred = rows - rows.mean(0)[None, :]
     if pixels <= size:
         values, vectors = np.linalg.eigh(centred.T @ centred / size)
-        along = centred @ vectors[:, -1]
+        first = centred @ vectors[:, -1]
     else:
         values, vectors = np.linalg.eigh(centred @ centred.T / size)
-        along = vectors[:, -1] * np.sqrt(max(values[-1], 0.0) * size)
-    spectrum = np.maximum(values[::-1], 0.0)
+        first = vectors[:, -1] * np.sqrt(max(values[-1], 0.0) * size)
+    return np.maximum(values[::-1], 0.0), first
+
+
+def _residual(given: Inputs, rows: np.ndarray, total: float, gamma: float | None) -> dict[str, Any]:
+    """The spectrum of x - x_hat(mean), and how it stands to white noise and to gamma."""
+    spectrum, along = _spectrum(given.x[rows] - given.x_hat[rows])
+    pixels = given.x.shape[1]
+    # Noise of variance s spreads its n samples' eigenvalues up to this many s (Marchenko-Pastur).
+    edge = (1 + np.sqrt(pixels / len(rows))) ** 2
     floor = edge * spectrum.sum() / pixels
     return {
         "structured": float(np.maximum(spectrum - floor, 0.0).sum() / total),
         "directions": None if gamma is None else int((spectrum > edge * gamma).sum()),
         "top_residual": mean_estimate(np.square(along)),
         "residual_spectrum": spectrum,
+        "data_spectrum": _spectrum(given.x[rows])[0],
     }
 
 
@@ -248,6 +255,6 @@ def collect(
         mmd2_active=_mmd2(z[:, used]) if used.any() else Estimate(np.nan, np.nan),
         **gammas,
         **shares,
-        **_residual(given, total, gammas["gamma"]),
+        **_residual(given, order[:MOST_SPECTRUM], total, gammas["gamma"]),
         **_dimensions(given, active, order, random),
     )

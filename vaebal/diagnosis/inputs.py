@@ -111,9 +111,7 @@ def _log_variance(log_var: Any, variance: Any) -> np.ndarray:
     return np.log(values)
 
 
-def check(
-    x: Any, x_hat: Any, mean: Any, log_var: Any, variance: Any, x_hat_sampled: Any
-) -> Inputs:
+def check(x: Any, x_hat: Any, mean: Any, log_var: Any, variance: Any, x_hat_sampled: Any) -> Inputs:
     """The arrays of `diagnose`, flattened, float64.
 
     Raises:

@@ -120,9 +120,7 @@ def _loss(model, params, x, eps, kappa, gamma):
     """gamma times -ELBO without its constants, and E|x - x_hat|^2 / D."""
     mean, log_var = model.apply({"params": params}, x, kappa, method="encode")
     eps = jnp.where(model.latent_mask(kappa), eps, 0.0)
-    x_hat = model.apply(
-        {"params": params}, reparameterise(mean, log_var, eps), method="decode"
-    )
+    x_hat = model.apply({"params": params}, reparameterise(mean, log_var, eps), method="decode")
     error = jnp.square(x - x_hat).sum(-1).mean()
     kl = kl_to_standard_normal(mean, log_var).sum(-1).mean()
     return 0.5 * error + gamma * kl, error / x.shape[-1]
