@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from vaebal.diagnosis.evidence import ACTIVE, INFORMATIVE, Evidence, collect
 from vaebal.diagnosis.inputs import check
-from vaebal.diagnosis.verdict import judge, redundancy
+from vaebal.diagnosis.verdict import FAR, STRUCTURED_DOUBT, judge, redundancy
 from vaebal.measures.evaluation import Estimate
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and in print.
@@ -70,7 +71,10 @@ class Certificate:
                 f"| evidence ({e.samples} examples, D = {e.pixels}, K = {e.latents}) | value | "
                 "in balance |",
                 "| :--- | ---: | :--- |",
-                *(f"| {name} | {value} | {meant} |" for name, value, meant in _rows(e)),
+                *(
+                    f"| {name} | {value} | {meant} |".replace("z|x", "z\\|x")
+                    for name, value, meant in _rows(e)
+                ),
                 "",
                 _latents_table(e),
                 "",
@@ -144,13 +148,13 @@ def _rows(e: Evidence) -> list[tuple[str, str, str]]:
     rows = [
         ("unexplained variance, at the mean", _percent(e.unexplained), "only noise"),
         ("unexplained variance, at a sampled z", _percent(e.unexplained_sampled), "only noise"),
-        ("… in directions above noise", f"{e.structured:.2%}", "below 1 %"),
+        ("… in directions above noise", f"{e.structured:.2%}", f"below {STRUCTURED_DOUBT:.0%}"),
         (f"active latents, Var(E[z|x]) > {ACTIVE}", _with_error(e.active), "the data's dimension"),
         (f"informative latents, σ² < {INFORMATIVE}", _with_error(e.informative), "the same"),
         ("doubtful latents, one criterion only", str(len(e.doubtful)), "0"),
         ("KL, all latents", _with_error(Estimate(float(e.kl.sum()), _total_error(e))), ""),
         ("MMD² to the prior", _with_error(e.mmd2), "near 0"),
-        ("MMD² to the prior, active latents", _with_error(e.mmd2_active), "below .1"),
+        ("MMD² to the prior, active latents", _with_error(e.mmd2_active), f"below {FAR}"),
         (f"γ ({GAMMA_SOURCES[e.gamma_source]})", f"{e.gamma:.3g}" if known else "–", ""),
         ("γ by its response to noise in z", _with_error(e.gamma_response), "γ"),
         ("γ's stationary value E‖x−x̂‖²/D", _with_error(e.gamma_stationary), "γ"),
@@ -212,6 +216,7 @@ def _draw_kl(axes, e: Evidence) -> None:
         at = [place for place, k in enumerate(order) if _state(e, k) == state]
         if at:
             axes.bar(at, e.kl[order[at]], yerr=e.kl_error[order[at]], color=colour, label=state)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="latents, by KL", ylabel="KL (nats)")
     axes.legend(frameon=False, fontsize=8)
 

@@ -17,8 +17,9 @@ from vaebal.measures.mmd import imq_mmd2_to_normal
 
 ACTIVE = 0.01  # Burda et al.'s threshold on Var_x(E[z|x])
 INFORMATIVE = 0.5  # of sigma^2: half the prior's
-# A latent's set of examples differs between them where it informs this share to its complement.
-INTERMITTENT = 0.05
+# An intermittent latent has sigma^2 below and above these in so many examples each, and most in
+# one or the other: a union of manifolds, not a latent near the threshold.
+LOW, HIGH, LEAST_SHARE, BETWEEN = 0.25, 0.75, 0.05, 0.2
 # Neighbours and kernels look at so many examples at most.
 MOST_NEIGHBOURS, MOST_KERNEL, MOST_SPECTRUM = 2000, 4000, 2000
 
@@ -33,7 +34,7 @@ class Evidence:
       variance: sigma_k^2, mean over examples [K].
       active: number of latents with activity above .01.
       informative: number with mean sigma^2 below 1/2.
-      doubtful: the latents that are one and not the other.
+      doubtful: the latents that are one and not the other, but for active intermittent ones.
       informed_share: share of the examples in which sigma_k^2 is below 1/2, [K].
       informative_per_example: number of such latents in one example.
       intermittent: the latents that inform some examples and not others.
@@ -110,6 +111,13 @@ def _informative_units(log_var: np.ndarray) -> tuple[Estimate, np.ndarray]:
     mean, error = variance.mean(0), variance.std(0, ddof=1) / np.sqrt(len(variance))
     near = np.abs(mean - INFORMATIVE) < 2 * error
     return Estimate(int((mean < INFORMATIVE).sum()), float(0.5 * np.sqrt(near.sum()))), mean
+
+
+def _intermittent(log_var: np.ndarray) -> np.ndarray:
+    """Which latents inform some examples and not others, [K]."""
+    low, high = log_var < np.log(LOW), log_var > np.log(HIGH)
+    mixed = np.minimum(low.mean(0), high.mean(0)) > LEAST_SHARE
+    return mixed & ((~low & ~high).mean(0) < BETWEEN)
 
 
 def _known_gamma(
@@ -221,7 +229,7 @@ def collect(
     activity = given.mean.var(0)
     active, informs = activity > ACTIVE, variance < INFORMATIVE
     informed = np.exp(given.log_var) < INFORMATIVE
-    share = informed.mean(0)
+    sometimes = _intermittent(given.log_var)
     z = given.mean + np.exp(0.5 * given.log_var) * random.standard_normal(given.mean.shape)
     z = z[order[:MOST_KERNEL]]
     used = active | informs
@@ -245,12 +253,10 @@ def collect(
         variance=variance,
         active=active_units(given.mean, ACTIVE),
         informative=informative,
-        doubtful=tuple(np.flatnonzero(active != informs).tolist()),
-        informed_share=share,
+        doubtful=tuple(np.flatnonzero((active != informs) & ~(active & sometimes)).tolist()),
+        informed_share=informed.mean(0),
         informative_per_example=mean_estimate(informed.sum(1)),
-        intermittent=tuple(
-            np.flatnonzero((share > INTERMITTENT) & (share < 1 - INTERMITTENT)).tolist()
-        ),
+        intermittent=tuple(np.flatnonzero(sometimes).tolist()),
         mmd2=_mmd2(z),
         mmd2_active=_mmd2(z[:, used]) if used.any() else Estimate(np.nan, np.nan),
         **gammas,

@@ -92,6 +92,7 @@ def cases(source: Source) -> list[Case]:
         ("γ fixed too small", "under-regularized", LATENTS, 1e-6, 0.0, short, "short"),
         ("autoencoder, tiny KL", "under-regularized", LATENTS, 1e-9, 0.0, short, "short"),
         ("autoencoder, κ = r", "under-regularized", r, 1e-9, 0.0, short, "short"),
+        ("κ = r + 2, γ fixed small", "under-regularized", r + 2, 1e-6, 0.0, short, "short"),
         ("γ learned too fast", "under-regularized", LATENTS, top, 0.1, short, "short"),
         ("γ fixed too large", "over-regularized", LATENTS, 0.5 * least, 0.0, short, "short"),
         ("collapsed at birth", "over-regularized", LATENTS, 2 * top, 0.0, short, "short"),
@@ -196,7 +197,7 @@ def train(population: Sequence[Case]) -> list[Outcome]:
 
 
 def sources(seed: int, count: int = 24) -> list[Source]:
-    """Data sets: r = 1..8 in turn; D, manifold and noise drawn at random."""
+    """Data sets: r = 1..8 in turn; D, manifold and noise drawn at random by `seed`."""
     random = np.random.default_rng(seed)
     return [
         Source(

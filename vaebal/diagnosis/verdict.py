@@ -22,10 +22,11 @@ BALANCED, OVER, UNDER, UNDECIDED = (
     "balanced", "over-regularized", "under-regularized", "undecided",
 )  # fmt: skip
 
-STRUCTURED, STRUCTURED_DOUBT = 0.02, 0.01  # share of the data's variance left in directions
+STRUCTURED, STRUCTURED_DOUBT = 0.015, 0.01  # share of the data's variance left in directions
+STRUCTURED_BOTH = 0.1  # below this a crowded model's error does not decide
 DROWNED_SHARE, DROWNED_RATIO = 0.05, 1.5  # lost at a sampled z, with gamma above its value
-CROWDED, CROWDED_DOUBT = 1.35, 1.25  # redundancy
-FAR = 0.15  # MMD^2 of the aggregate posterior; two point masses on unit vectors are 2 to 4 apart
+CROWDED, CROWDED_DOUBT = 1.35, 1.3  # redundancy
+FAR = 0.3  # MMD^2 of the aggregate posterior; a point mass at 0 is about 2 away
 GAMMA_SMALL, GAMMA_RANGE = 1 / 3, (0.5, 2.0)  # gamma over its stationary value
 MISSING = 1.3  # dimension of x over that of the codes
 
@@ -121,7 +122,9 @@ def _not_balanced(evidence: Evidence) -> list[str]:
         found.append(
             f"{len(evidence.doubtful)} latents are active by one criterion and not by the other"
         )
-    if excess is None or excess.value > CROWDED_DOUBT:
+    if excess is None:
+        found.append("no latent's posterior mean moves with x")
+    elif excess.value > CROWDED_DOUBT:
         found.append("the active latents may be more than the dimension of their codes")
     # Structure, not the dimension alone: observation noise has a dimension of its own.
     if _above(evidence.missing, MISSING) and evidence.structured > STRUCTURED_DOUBT / 5:
@@ -153,6 +156,12 @@ def _advice_over(evidence: Evidence) -> str:
             f"Give the model more than {evidence.latents} latents: all are in use, and the "
             "residual still holds structure."
         )
+    if evidence.missing is not None and evidence.missing.value < MISSING:
+        return (
+            f"The {evidence.active.value} active latents fit the data's dimension "
+            f"({evidence.data.value.value:.1f}) and the error does not: train on with these "
+            "latents, or give the decoder more capacity."
+        )
     return (
         f"{idle} latents are idle while the residual holds structure that they could explain "
         "(Theorem 2's saddle): start γ at the data's largest variance and let it fall slowly, "
@@ -173,6 +182,8 @@ def judge(evidence: Evidence) -> Verdict:
     bad, crowded = _badly_reconstructed(evidence), _crowded(evidence)
     dimension = evidence.data.value.value
     many = evidence.informative.value > CROWDED * dimension + 0.5
+    if bad and crowded and many and evidence.structured < STRUCTURED_BOTH:
+        return Verdict(UNDER, tuple(crowded + bad), (), _advice_under(evidence))
     if bad and crowded and many:
         return Verdict(
             UNDECIDED, tuple(bad + crowded),
@@ -192,10 +203,12 @@ def judge(evidence: Evidence) -> Verdict:
             "No sign of collapse or crowding is clear; settle what is open: "
             + "; ".join(against) + ".",
         )  # fmt: skip
+    number = evidence.informative_per_example.value
+    each = f" ({number:.1f} in one example)" if evidence.intermittent else ""
     return Verdict(
         BALANCED,
         (
-            f"{evidence.active.value} active latents, codes of dimension "
+            f"{evidence.active.value} active latents{each}, codes of dimension "
             f"{evidence.codes.value.value:.1f}, nothing but noise left in the residual, γ at "
             f"{evidence.gamma_ratio:.2f} times its stationary value.",
         ),
