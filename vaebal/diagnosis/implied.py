@@ -52,7 +52,7 @@ def _last_weight(kl_weight: float | Sequence[float]) -> float:
             "kl_weight ends at 0: that is a plain autoencoder (γ = 0) whose posterior variance "
             "nothing holds; give the weight that training ended with."
         )
-    return _positive("kl_weight", weights[-1])
+    return _positive("kl_weight", float(weights[-1]))
 
 
 def _gamma_of_unit_weight(
