@@ -120,7 +120,8 @@ def _not_balanced(evidence: Evidence) -> list[str]:
         )
     if evidence.doubtful:
         found.append(
-            f"{len(evidence.doubtful)} latents are active by one criterion and not by the other"
+            "latents in doubt, active by one criterion and not by the other: "
+            + ", ".join(map(str, evidence.doubtful))
         )
     if excess is None:
         found.append("no latent's posterior mean moves with x")
