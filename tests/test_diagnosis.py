@@ -282,7 +282,7 @@ LOG_VAR = affine_vae()["log_var"]
         (_broken(x_hat_sampled=X[:, :5]), "x_hat_sampled has shape"),
         (_broken(mean=LOG_VAR[:70], log_var=LOG_VAR[:70]), "mean has 70 rows"),
         (_broken(log_var=np.exp(LOG_VAR)), "log_var has no negative value"),
-        (_broken(log_var=1e-3 * np.exp(LOG_VAR)), "log_var has no negative value"),
+        (_broken(log_var=np.exp(0.5 * LOG_VAR)), "log_var has no negative value"),
         (_broken(log_var=LOG_VAR + 1e3), "log_var reaches 1e.03"),
         (_broken(log_var=None), "give exactly one of them"),
         (_broken(variance=LOG_VAR), "give exactly one of them"),
@@ -322,6 +322,13 @@ def test_pixel_scales_that_differ_are_named(slope, shift, sentence):
         given = {"x": x, "x_hat": (near - shift) / slope}
     with pytest.raises(ValueError, match=sentence):
         diagnose(**given, mean=outputs["mean"], log_var=outputs["log_var"])
+
+
+def test_log_variances_just_above_the_priors_are_not_taken_for_variances():
+    # As they are early in training: no negative value, and yet no variances.
+    outputs = affine_vae(gamma=1.5)
+    outputs["log_var"] = outputs["log_var"] + 0.25
+    assert diagnose(**outputs).verdict == "over-regularized"
 
 
 def test_shrunken_reconstructions_are_not_taken_for_another_scale():

@@ -19,8 +19,6 @@ SCALES = {
 }
 # exp of a log variance beyond this is no posterior's.
 LARGEST_LOG_VAR = 30.0
-# Log variances all above 0 and as large as this are variances: an idle latent's is 0.
-LARGEST_ALL_POSITIVE = 0.2
 
 
 class Inputs(NamedTuple):
@@ -68,8 +66,12 @@ def _check_log_var(log_var: np.ndarray, mean: np.ndarray) -> None:
         )
     if log_var.min() < 0:
         return
-    # No latent may be active at a variance of at least the prior's.
-    if largest > LARGEST_ALL_POSITIVE or mean.var(0).max() > 0.5:
+    # An aggregate posterior is about as wide as the prior: Var(mean) + sigma^2 is about 1.
+    activity, values = mean.var(0), log_var.mean(0)
+    as_variance, as_log = (
+        np.abs(activity + spread - 1).sum() for spread in (values, np.exp(values))
+    )
+    if as_variance < as_log:
         raise ValueError(
             f"log_var has no negative value (it lies in {log_var.min():.3g}..{largest:.3g}): "
             "these look like variances or standard deviations; give log_var=log(variance), or "
