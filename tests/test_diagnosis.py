@@ -2,6 +2,7 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -223,6 +224,13 @@ def test_images_and_other_arrays_are_read():
     images = {n: outputs[n].reshape(SIZE, 2, 4, 3) for n in ("x", "x_hat", "x_hat_sampled")}
     read = {name: Tensor(value) for name, value in (outputs | images).items() if name != "gamma"}
     assert diagnose(**read, gamma=NOISE**2).json() == diagnose(**outputs).json()
+
+
+def test_half_precision_is_read():
+    outputs = affine_vae()
+    short = {name: jnp.asarray(value, jnp.bfloat16) for name, value in outputs.items()}
+    given = inputs.check(*(short[name] for name in ("x", "x_hat", "mean", "log_var")), None, None)
+    np.testing.assert_allclose(given.x, outputs["x"], rtol=2**-8)
 
 
 def test_variance_may_be_given_instead_of_its_log():

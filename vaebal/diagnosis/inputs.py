@@ -40,7 +40,7 @@ def _array(name: str, value: Any) -> np.ndarray:
             f"{name} cannot be read as an array ({error}); give a NumPy array (of a tensor "
             "that is on a GPU or has a gradient: tensor.detach().cpu().numpy())."
         ) from error
-    if array.dtype.kind not in "fiub":
+    if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
         raise ValueError(f"{name} has dtype {array.dtype}; give real numbers, in one array.")
     if array.ndim < 2:
         raise ValueError(f"{name} has shape {array.shape}; give [N, ...], one row an example.")

@@ -118,6 +118,26 @@ def _described(row: Row) -> str:
     )
 
 
+def _beside(found: list[Row]) -> str:
+    """How near gamma's response and the calibrated dimension come, where both can be checked."""
+    balanced = [row.certificate.evidence for row in found if row.state == BALANCED]
+    ratios = [abs(np.log(e.gamma_response.value / e.gamma)) for e in balanced]
+    dimensions = [
+        row.certificate.evidence.data.value.value / row.case.source.rank
+        for row in found
+        if row.case.arm == "γ slow" and row.case.source.noise < 0.01
+    ]
+    if not ratios or len(dimensions) < 2:
+        return "Too few balanced VAEs to say."
+    return (
+        f"γ estimated from what noise in z does to x̂ is off by {np.median(ratios):.1%} (median; at "
+        f"most {np.max(ratios):.0%}) on balanced VAEs. The data's dimension, calibrated, is "
+        f"{np.mean(dimensions):.2f} ± {np.std(dimensions, ddof=1):.2f} times r on the data sets "
+        "with noise below .01 (white noise has a dimension of its own, which neighbours see where "
+        "r is small)."
+    )
+
+
 def page(found: list[Row], seed: int, sets: int) -> str:
     """The table as Markdown."""
     scored = [row for row in found if row.state != MIXED]
@@ -126,16 +146,6 @@ def page(found: list[Row], seed: int, sets: int) -> str:
     false = sum(row.verdict == BALANCED and row.state in (OVER, UNDER) for row in found)
     wrong = [row for row in scored if row.verdict != row.state]
     mixed = [row for row in found if row.state == MIXED]
-    response = [
-        abs(np.log(row.certificate.evidence.gamma_response.value / row.certificate.evidence.gamma))
-        for row in found
-        if row.state == BALANCED
-    ]
-    dimension = [
-        row.certificate.evidence.data.value.value / row.case.source.rank
-        for row in found
-        if row.case.arm == "γ slow" and row.case.source.noise < 0.01
-    ]
     which = "the tuning seed" if seed == TUNING_SEED else f"seed {seed}, never used in tuning"
     arms = list(dict.fromkeys(row.case.arm for row in found))
     sections = [
@@ -155,10 +165,7 @@ def page(found: list[Row], seed: int, sets: int) -> str:
         "## Mixed states",
         "\n".join(map(_described, mixed)) or "None.",
         "## Beside",
-        f"γ estimated from what noise in z does to x̂ is off by {np.median(response):.1%} (median; "
-        f"at most {np.max(response):.0%}) on balanced VAEs. The data's dimension, calibrated, is "
-        f"{np.mean(dimension):.2f} ± {np.std(dimension, ddof=1):.2f} times r on the data sets with "
-        "noise below .01.",
+        _beside(found),
         "## Protocol",
         METHOD.strip(),
     ]
