@@ -208,9 +208,16 @@ def save_figure(draw: Callable[[], plt.Figure], path: Path) -> None:
 
 
 def image_grid(
-    rows: Sequence[tuple[str, np.ndarray]], image_shape: tuple[int, int, int]
+    rows: Sequence[tuple[str, np.ndarray]],
+    image_shape: tuple[int, int, int],
+    title: str,
+    heads: Sequence[str] = (),
 ) -> plt.Figure:
-    """Labelled rows of images, each [n, D] in [0, 1] (clipped only for display)."""
+    """Labelled rows of images, each [n, D] in [0, 1] (clipped only for display).
+
+    Args:
+      heads: of the columns.
+    """
     height, width, channels = image_shape
     columns = max(len(images) for _, images in rows)
     figure, axes = plt.subplots(
@@ -224,6 +231,10 @@ def image_grid(
         for axis, image in zip(line, images, strict=False):
             pixels = np.clip(image.reshape(height, width, channels), 0, 1)
             axis.imshow(pixels if channels == 3 else pixels[..., 0], cmap="gray_r", vmin=0, vmax=1)
+    for axis, head in zip(axes[0], heads, strict=False):
+        axis.set_title(head, fontsize=8, pad=2)
+    above = 0.25 + 0.2 * bool(heads)  # inches over the images, which end at .88
+    figure.suptitle(title, y=0.88 + above / figure.get_figheight(), va="center")
     return figure
 
 

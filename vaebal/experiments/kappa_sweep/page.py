@@ -150,9 +150,8 @@ def draw_pictures(pictures: Mapping[Any, dict], images: ImageSet) -> plt.Figure:
     rows = [("test images", next(iter(shown.values()))["images"])]
     for title, name in (("reconstructed", "reconstructions"), ("samples", "samples")):
         rows += [(f"{title},\n{skips}", each[name]) for skips, each in shown.items()]
-    figure = report.image_grid(rows, images.image_shape)
-    figure.suptitle(f"κ = {kappa}; uncurated: the first test images, the first samples", y=0.94)
-    return figure
+    title = f"κ = {kappa}; uncurated: the first test images, the first samples"
+    return report.image_grid(rows, images.image_shape, title)
 
 
 def write(
