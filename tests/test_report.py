@@ -31,6 +31,21 @@ def test_the_spread_is_the_standard_deviation_over_seeds():
     assert report.with_spread([4.0], 2) == "4.00"
 
 
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ([45.6], "45.6"),
+        ([1.43e-6], "1.43e−6"),
+        ([1.4e-6, 1.6e-6], "(1.50 ± 0.14)e−6"),
+        ([-0.0002, 0.0002], "(0.00 ± 2.83)e−4"),
+        ([0.0], "0"),
+        ([1000.0, 1002.0], "1001 ± 1"),
+    ],
+)
+def test_three_figures_at_any_scale(values, text):
+    assert report.scaled(values) == text
+
+
 def test_a_markdown_table_reads_as_text_too():
     text = report.markdown_table(["name", "n"], [["a", "1"], ["long", "20"]])
     assert text.splitlines() == [
