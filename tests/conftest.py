@@ -15,7 +15,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small_vae():
     """Builds the network of Table 1, small: D = 16, K = 5 unless told otherwise."""
 
@@ -35,9 +35,11 @@ def small_vae():
     return build
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def pixels():
-    """[96, 16] in [0, 1], of rank about 4."""
+    """[96, 16] in [0, 1], of rank about 4; not to be written to."""
     rng = np.random.default_rng(0)
     raw = rng.normal(size=(96, 4)) @ rng.normal(size=(4, 16))
-    return (1 / (1 + np.exp(-raw))).astype(np.float32)
+    found = (1 / (1 + np.exp(-raw))).astype(np.float32)
+    found.flags.writeable = False
+    return found
