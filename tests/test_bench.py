@@ -22,7 +22,7 @@ from vaebal.bench.timing import Spread, Turns
 from vaebal.data import Scenes
 from vaebal.errors import InputError
 from vaebal.models import conv_vae, infogan_vae, init_params, latent_noise
-from vaebal.training.engine import loss_and_terms
+from vaebal.training.vae import loss_and_terms
 
 ROOT = Path(__file__).parent.parent
 BRIEF = Turns(repeats=2, window=0.0)
