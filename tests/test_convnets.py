@@ -11,7 +11,7 @@ from vaebal.models import conv_vae, convnets, infogan_vae, init_params, latent_n
 from vaebal.streams import stream
 from vaebal.theory import collapse
 from vaebal.theory.probing import hessian_vector_product
-from vaebal.training.engine import loss_and_terms
+from vaebal.training.vae import loss_and_terms
 
 SHAPE, K = (8, 8, 2), 3  # two scales at patch 1: 8 and 4
 

@@ -33,7 +33,6 @@ from vaebal.training import (
     Told,
     gaussian_vae,
     member_params,
-    shared_given,
     stack_members,
 )
 from vaebal.training.checkpoints import Checkpoints
@@ -567,7 +566,7 @@ def test_a_member_that_diverges_stops_at_its_last_good_state_and_the_others_go_o
     before, _ = trained(built, 1)
     kept = lambda state: member_of((state.weights, state.homotopy), 1)  # noqa: E731
     assert_trees_equal(kept(state), kept(before), rtol=0)
-    found = [leaf for leaf in jax.tree.leaves((state.params, state.opt_state))]
+    found = jax.tree.leaves((state.params, state.opt_state))
     assert all(np.isfinite(leaf).all() for leaf in found)
     well, _ = trained(built.on(**data_of(members(seeds=(0, 1, 2)), pixels)), 4)
     for index in (0, 2):
