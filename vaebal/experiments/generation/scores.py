@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 from sklearn.metrics import pairwise_distances_argmin
 
-from vaebal.data import ImageSet
+from vaebal.data import ImageSet, some_indices
 from vaebal.errors import InputError
 from vaebal.experiments.generation.stages import (
     Session,
@@ -126,11 +126,7 @@ def interpolate(session: Session, nets: dict[str, Any], x: Array) -> Array:
 
 
 def _some(rows: np.ndarray, count: int, name: str) -> np.ndarray:
-    """`count` of the rows, drawn at random, as sets are often sorted; all in order if that many."""
-    if count == len(rows):
-        return rows
-    order = jax.random.permutation(stream(0, f"evaluation/{name}"), len(rows))
-    return rows[np.sort(np.asarray(order)[:count])]
+    return rows[some_indices(len(rows), count, f"evaluation/{name}")]
 
 
 class Scorer:
