@@ -1,6 +1,7 @@
 """Shared by all tests: small problems, and JAX set to refuse what is usually a mistake."""
 
 import os
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,6 +10,15 @@ import pytest
 from vaebal.models import mlp_vae
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+# What one worker, test or program that a test starts has compiled, no other compiles again.
+COMPILED = {
+    "jax_compilation_cache_dir": str(Path(__file__).parent.parent / ".pytest_cache" / "jax"),
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+for option, value in COMPILED.items():
+    os.environ[option.upper()] = str(value)  # for programs that tests start
+    jax.config.update(option, value)
 # A [B, 1] against a [B] is a bug here, never a convenience.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Tests compile far more than they compute.

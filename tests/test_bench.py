@@ -372,6 +372,7 @@ def test_a_step_is_measured():
     assert "8×8 pixels" in rendered(measured)
 
 
+@pytest.mark.slow
 def test_the_steps_of_several_configs_make_one_table():
     convolutional = tiny(celeba64_gamma)
     convolutional.data.resolution = 16
@@ -386,6 +387,7 @@ def test_the_steps_of_several_configs_make_one_table():
     assert f"{rows[0].flops_per_image / 1e6:,.1f}" in text
 
 
+@pytest.mark.slow
 def test_a_sweep_is_measured(tmp_path):
     measured = sweep.measure(tiny(), turns=BRIEF, members=2, kappa=3, steps=2, with_torch=False)
     assert list(measured.stacked) == [1, 2]
@@ -417,6 +419,7 @@ def test_scaling_over_one_device_is_told_to_be_none():
     assert "one device only" in page.render(scaling.page(measured), [], math.nan)
 
 
+@pytest.mark.slow
 def test_feeding_is_measured():
     config = tiny(celeba64_gamma)
     config.model.network, config.data.resolution = "mlp", 8

@@ -225,7 +225,12 @@ def test_an_image_does_not_know_its_batch(build, x):
 
 @pytest.mark.parametrize(
     "build",
-    [small_conv, functools.partial(small_conv, residual=False), small_infogan, small_skip],
+    [
+        small_conv,
+        pytest.param(functools.partial(small_conv, residual=False), marks=pytest.mark.slow),
+        pytest.param(small_infogan, marks=pytest.mark.slow),
+        small_skip,
+    ],
 )
 def test_gradients_and_curvature_are_those_of_finite_differences(build, x):
     """Along one direction, in float64: the gradient, and the Hessian (forward over reverse)."""
@@ -291,6 +296,7 @@ def test_a_collapsed_latent_is_one_that_is_not_there(build, x):
     assert np.abs(whole.x_hat - without.x_hat).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_rematerialised_blocks_are_the_same_net_in_less_memory(x):
     """Same parameters, loss and gradient; less than half is kept for it, 32 images of 64 px.
 

@@ -114,6 +114,7 @@ def ends(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_eight_devices_equal_one_over_200_steps_in_float64(ends):
     """States and metrics, to 1e-12; the steps have been taken, and have changed something."""
     one = load(ends / "f64_one.npz")
@@ -121,12 +122,14 @@ def test_eight_devices_equal_one_over_200_steps_in_float64(ends):
     assert_close(load(ends / "f64_eight.npz"), one, 1e-12)
 
 
+@pytest.mark.slow
 def test_eight_devices_equal_one_over_20_steps_in_float32(ends):
     one = load(ends / "f32_one.npz")
     assert one[0].tolist() == [21, 21]
     assert_close(load(ends / "f32_eight.npz"), one, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "rtol"), [("f64", 1e-12), ("f32", 1e-5)])
 def test_a_padded_member_on_eight_devices_is_the_member_alone_on_one(ends, precision, rtol):
     """The second, with kappa = 3 of 5, over 201 steps and 21; its state is padded beyond kappa."""
@@ -137,6 +140,7 @@ def test_a_padded_member_on_eight_devices_is_the_member_alone_on_one(ends, preci
     assert_close(got, alone, rtol)
 
 
+@pytest.mark.slow
 def test_what_eight_devices_saved_goes_on_on_two(ends):
     """The values come back exactly, on two devices, and training goes on as on eight."""
     restored = load(ends / "restored.npz")
@@ -144,6 +148,7 @@ def test_what_eight_devices_saved_goes_on_on_two(ends):
     assert_close(load(ends / "later_on_two.npz"), load(ends / "later_on_eight.npz"), 1e-12)
 
 
+@pytest.mark.slow
 def test_split_parameters_are_the_whole_ones_over_200_steps_in_float64(ends):
     """On eight devices that share each batch, with less than a quarter of the memory for them."""
     whole = load(ends / "f64_whole.npz")
@@ -175,6 +180,7 @@ def test_leaves_are_split_along_the_longest_axis_that_divides(shape, split, axes
     assert (got.shape, got.dtype, got.sharding.spec) == (shape, np.float32, PartitionSpec(*axes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", ["two", "eight"])
 def test_every_example_is_evaluated_once_on_any_number_of_devices(ends, count):
     """101 of them, in blocks of 16."""

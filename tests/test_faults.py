@@ -190,6 +190,7 @@ def main(workdir, *arguments, shell=""):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_main_leaves_on_sigterm_with_the_code_for_another_try(tmp_path):
     process = main(tmp_path, "--config.train.epochs=100000")
     with process:
@@ -202,6 +203,7 @@ def test_main_leaves_on_sigterm_with_the_code_for_another_try(tmp_path):
     assert said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_main_says_that_the_disk_is_full(tmp_path):
     """No file may grow beyond what the config takes: a checkpoint is the first that would."""
     process = main(

@@ -235,7 +235,10 @@ def test_a_finished_member_can_be_loaded(finished):
 
 @pytest.mark.parametrize(
     ("stack", "said", "programs"),
-    [("none", "one program per member", 8), ("all", "all members in one program", 1)],
+    [
+        pytest.param("none", "one program per member", 8, marks=pytest.mark.slow),
+        ("all", "all members in one program", 1),
+    ],
 )
 def test_however_stacked_members_agree(finished, tmp_path, capsys, stack, said, programs):
     """The sweep of one program per skip variant: equal up to rounding over its few steps."""
@@ -264,6 +267,7 @@ def tiny_flags():
     return flags
 
 
+@pytest.mark.slow
 def test_eight_devices_train_as_one(finished, tmp_path):
     """Four members on 4 × 2 virtual devices; the numbers are those of one."""
     done = main(

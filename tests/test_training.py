@@ -146,7 +146,8 @@ VARIANTS = (  # residual, affine, kappa, factor on the learning rate, seed
 
 
 @pytest.mark.parametrize(
-    ("float64", "epochs", "tolerance"), [(True, 200, 1e-12), (False, 20, 1e-5)]
+    ("float64", "epochs", "tolerance"),
+    [(True, 200, 1e-12), pytest.param(False, 20, 1e-5, marks=pytest.mark.slow)],
 )
 def test_members_of_all_skips_equal_the_static_models_alone(
     small_vae, pixels, float64, epochs, tolerance
