@@ -297,7 +297,7 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
         )  # fmt: skip
         runner.train(
             cells, name, group, lambda: programs.of(group), schedule,
-            functools.partial(_evaluate, config, data), progress,
+            functools.partial(_evaluate, config, data, programs), progress,
         )  # fmt: skip
 
     rows = runner.train_all(cells, groups, train_group)
@@ -324,7 +324,7 @@ def _alone(config: Any, images: ImageSet) -> bool:
 
 
 def _evaluate(
-    config: Any, data: Data, run: Run, params: Any, state: State
+    config: Any, data: Data, programs: Programs, run: Run, params: Any, state: State
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     images, number = data.of(run), int(state.homotopy.open)
     model = build_model(config, images.image_shape)
@@ -333,7 +333,7 @@ def _evaluate(
     row = {
         "open": number,
         **evaluate(config, model, params, run.seed, images),
-        "gamma_start": data.gamma_start(run),
+        "gamma_start": programs.member(run).gamma,
         "kappa": config.model.latents,
         "data": images.name,
         "data_seed": data_seed(config, run),
