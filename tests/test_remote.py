@@ -19,6 +19,7 @@ from vaebal.experiments import cells, parts
 from vaebal.experiments import run as run_experiment
 from vaebal.training import checkpoints
 from vaebal.training.progress import Scalars
+from vaebal.training.workdir import load_arrays
 
 SWEEP = {"model.skips": ("none",), "train.seeds": (0,)}
 GAMMA = {
@@ -129,7 +130,7 @@ def test_a_run_in_a_bucket_is_as_one_on_a_disk(config, bucket, tmp_path_factory)
             histories = (map(json.loads, each.read_text().splitlines()) for each in (theirs, file))
             assert timeless(next(histories)) == timeless(next(histories))
         if file.suffix == ".npz":
-            arrays = checkpoints.load_arrays(theirs)
+            arrays = load_arrays(theirs)
             with np.load(file) as on_disk:
                 assert set(arrays) == set(on_disk)
                 for name in on_disk:
