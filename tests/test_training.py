@@ -258,14 +258,15 @@ def test_an_adaptive_gamma_stays_above_the_guarded_residual(small_vae, pixels):
     assert metrics["gamma"][1] > 2 * metrics["squared_error"][1] / 16
 
 
-def test_only_a_released_guard_lets_gamma_become_stationary(small_vae, pixels):
+def test_a_released_guard_lets_gamma_become_stationary(small_vae, pixels):
+    """Where it is kept it does not, see the test above."""
     settings = SETTINGS._replace(total_steps=400)
-    for release, near in (((200, 240), True), (None, False)):
-        rule = functools.partial(guarded, release=release)
-        built = program(small_vae(), guards(0.8, rate=0.05), pixels, settings=settings, rule=rule)
-        _, metrics = trained(built, 133)
-        residual = float(metrics["gamma"][0] / (metrics["squared_error"][0] / 16)) - 1
-        assert abs(residual) < 0.1 if near else residual > 1
+    rule = functools.partial(guarded, release=(200, 240))
+    built = program(small_vae(), guards(0.8, rate=0.05), pixels, settings=settings, rule=rule)
+    _, metrics = trained(built, 133)
+    assert float(metrics["gamma"][0]) == pytest.approx(
+        float(metrics["squared_error"][0]) / 16, rel=0.1
+    )
 
 
 def test_idle_latents_close_at_the_release_and_not_before(small_vae, pixels):
@@ -574,16 +575,20 @@ def test_a_member_that_diverges_stops_at_its_last_good_state_and_the_others_go_o
         assert_trees_equal(member_of(state, index), member_of(well, index), rtol=0)
 
 
-def test_a_gamma_that_is_no_number_leaves_the_weights_as_they_were(small_vae, pixels):
+@pytest.mark.parametrize("jitter", [0.0, 1e-3])
+def test_a_gamma_that_is_no_number_leaves_the_weights_as_they_were(jitter):
     """Also where it bounds the steps, so that the bound is none either."""
-    stack = stack_members([Member(0, 5, np.nan, rule={"rate": 0.02, "guard": 0.4})])
-    settings = SETTINGS._replace(jitter=1e-3)
-    built = program(small_vae(), stack, pixels, settings=settings, rule=guarded)
-    before = jax.device_get(built.init())
-    after, _ = trained(built, 1)
-    assert (after.stopped.tolist(), after.step.tolist()) == ([0], [0])
-    assert_trees_equal(after.weights, before.weights, rtol=0)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after.weights))
+
+    def loss(params, batch, at):
+        return jnp.square(params["w"] - 1).sum() / jnp.exp(params["log_gamma"]), Told({})
+
+    objective = Objective(regression, loss, dim=2)
+    settings, rows = FAST._replace(jitter=jitter), np.ones((8, 2), np.float32)
+    stack = stack_members([Member(0, gamma=np.nan), Member(0, gamma=1.0)])
+    after, _ = trained(Program(objective, settings, stack, rows, 8, rule=fixed), 1)
+    assert (after.stopped.tolist(), after.step.tolist()) == ([0, -1], [0, 1])
+    assert after.weights["w"][0].tolist() == [0, 0]
+    assert (after.weights["w"][1] > 0).all()
 
 
 def test_a_stopped_member_stays_so_and_training_ends_when_none_is_left(pixels, tmp_path, two):
