@@ -456,6 +456,7 @@ def test_every_batch_is_drawn(monkeypatch):
 # ---- PyTorch ----
 
 
+@pytest.mark.torch
 def test_tiny_run_with_torch(torch):
     measured = tiny_step()
     (one,) = measured.steps
@@ -466,6 +467,7 @@ def test_tiny_run_with_torch(torch):
     assert any(name == "PyTorch" for name, _ in measured.machine)
 
 
+@pytest.mark.torch
 def test_failing_compiler_is_left_out(torch, monkeypatch, capsys):
     def broken(net, **options):
         raise RuntimeError("no C++ compiler in /some/where")
@@ -477,6 +479,7 @@ def test_failing_compiler_is_left_out(torch, monkeypatch, capsys):
     assert "/some/where" not in rendered(measured) + capsys.readouterr().err
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(
     "changes",
     [
@@ -529,11 +532,13 @@ def trained(torch, small_vae, pixels, train):
     return {name for name, p in net.named_parameters() if torch.equal(p, before[name])}
 
 
+@pytest.mark.torch
 def test_torch_steps_learn(torch, small_vae, pixels):
     with pytorch.torch_at_its_best() as torch:
         assert trained(torch, small_vae, pixels, pytorch.torch_training) == set()
 
 
+@pytest.mark.torch
 @pytest.mark.filterwarnings("ignore")  # its own, on import
 def test_pythaes_trainer_learns_on_the_same_layers(torch, small_vae, pixels):
     pytest.importorskip("pythae")
