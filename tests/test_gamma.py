@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import celeba64_gamma, celeba128_gamma, rendered64_gamma
+from configs import celeba64_gamma, celeba128_gamma, network_gamma, rendered64_gamma
 from vaebal.data import manifold
 from vaebal.errors import Diverged, InputError
 from vaebal.experiments.cells import Cells
@@ -158,6 +158,29 @@ def test_latents_never_opened_are_evaluated_as_the_priors(tmp_path, monkeypatch)
     assert min(whole["kl_per_dimension"]) > 0
 
 
+@pytest.mark.slow
+def test_the_adaptive_homotopy_ends_with_as_many_active_latents_as_dimensions(tmp_path):
+    """On a curved manifold of r = 2, of ten latents; gamma learned fast wakes more of them."""
+    config = network_gamma.get_config()
+    changes = {
+        "data.ranks": (2,), "data.train_size": 8000, "data.test_size": 1000, "model.latents": 10,
+        "train.seeds": (0,), "train.arms": ("adaptive", "learned 1e-1"), "train.epochs": 100,
+        "train.patience": 300, "train.epochs_per_chunk": 100,
+    }  # fmt: skip
+    config.update_from_flattened_dict(changes)
+    jax.config.update("jax_disable_most_optimizations", False)  # here it computes far more
+    try:
+        adaptive, fast = gamma.run(config, str(tmp_path))
+    finally:
+        jax.config.update("jax_disable_most_optimizations", True)
+    assert (adaptive["open"], adaptive["active_0.01"], adaptive["informative"]) == (2, 2, 2)
+    assert min(adaptive["factor_r2"]) > 0.9
+    # Stationary, once released.
+    assert abs(adaptive["gamma_residual_relative"]) < 0.1
+    assert adaptive["gamma"] < 1e-2 * adaptive["gamma_start"]
+    assert fast["active_0.01"] > 2
+
+
 def test_the_same_command_again_trains_nothing(finished, monkeypatch):
     path, rows = finished
 
@@ -224,11 +247,16 @@ def test_rows_too_large_for_the_device_are_streamed_into_the_same_run(
     _, rows = finished
     monkeypatch.setattr(gamma_report, "write", lambda *args: None)
     monkeypatch.setattr(gamma, "Program", None)
-    changes = {"data__ranks": (2,), "train__arms": ("adaptive",), "train__device_bytes": 49151}
+    monkeypatch.setattr(gamma, "mean_image", None)  # which takes them all to the device
+    passes, real = [], gamma.host_mean_image
+    monkeypatch.setattr(gamma, "host_mean_image", lambda *a: passes.append(1) or real(*a))
+    changes = {"data__ranks": (2,), "train__device_bytes": 49151}
+    changes |= {"train__arms": ("adaptive", "learned 1e-2")}
     for streamed in gamma.run(tiny(**changes), str(tmp_path)):  # 64 rows of 192 floats
-        stored = rows["adaptive", 2, streamed["seed"]]
+        stored = rows[streamed["arm"], 2, streamed["seed"]]
         for name in ("gamma", "error_mean", "negative_elbo", "kl"):
             assert streamed[name] == pytest.approx(stored[name], rel=1e-4), name
+    assert len(passes) == len(SEEDS)  # whatever the arms
 
 
 @pytest.fixture(scope="module")
