@@ -2,12 +2,11 @@ import json
 import math
 
 import matplotlib.pyplot as plt
-import ml_collections
 import numpy as np
 import pytest
 
 from vaebal.data import ImageSet
-from vaebal.experiments.gamma import page as gamma_report
+from vaebal.experiments.gamma import fields, figures, order, page, tables
 from vaebal.experiments.report import rows_with
 
 ARMS = ("learned 0.01", "adaptive", "fixed at adaptive", "learned 0.001")
@@ -60,14 +59,8 @@ def cells(table, column):
 
 def experiment(rows):
     """What `write` takes, small: 4 × 4 grey images."""
-    config = ml_collections.ConfigDict({
-        "name": "test", "data": {"noise": 0.1},
-        "model": {"latents": 20, "network": "mlp", "products": "float32"},
-        "train": {"epochs": 10, "batch_size": 8, "learning_rate": 1e-3, "guard": 2.0,
-                  "patience": 750, "slowest": 1e-4, "fastest": 0.02, "guard_memory": 10,
-                  "release": (0.6, 0.8), "beta2": 0.99, "jitter": 0.1},
-        "eval": {"mmd_samples": 50},
-    })  # fmt: skip
+    config = fields.defaults("test")
+    config.data.noise, config.train.patience, config.train.jitter = 0.1, 750, 0.1
     keys = [(each["arm"], each["rank"], each["seed"]) for each in rows]
     entry = {"squared_error": 1.6, "gamma": 0.05, "latent_gradient": 3.0, "active": 5.0}
     histories = {
@@ -81,7 +74,7 @@ def experiment(rows):
 
 def test_the_papers_table_2_is_transcribed_right():
     """Its ratios, as the text states them: about the same error, more than 3 times the MMD."""
-    header, body = gamma_report.paper_table(some_rows(arms=("adaptive",)))
+    header, body = tables.paper_table(some_rows(arms=("adaptive",)))
     assert len(body) == 2
     assert [line[header.index("Rec. ratio")] for line in body] == ["0.985", "0.992"]
     assert [line[header.index("MMD ratio")] for line in body] == ["3.44", "3.13"]
@@ -91,13 +84,13 @@ def test_the_papers_table_2_is_transcribed_right():
 
 def test_our_ratios_are_of_the_same_r_and_seed():
     """Errors and MMDs vary threefold with the seed, their ratios not at all."""
-    header, body = gamma_report.paper_table(some_rows())
+    header, body = tables.paper_table(some_rows())
     for line in body[2:]:
         assert line[header.index("Rec. ratio")] == "0.400 ± 0.000"
         assert line[header.index("MMD ratio")] == "3.00 ± 0.00"
     assert [line[0] for line in body[2:]] == ["rendered, r = 2", "rendered, r = 4"]
     unpaired = [each for each in some_rows() if (each["arm"], each["seed"]) != ("adaptive", 0)]
-    assert len(gamma_report.pairs_of(unpaired, "fixed at adaptive")) == 4
+    assert len(order.pairs_of(unpaired, "fixed at adaptive")) == 4
 
 
 @pytest.mark.parametrize(
@@ -111,55 +104,55 @@ def test_our_ratios_are_of_the_same_r_and_seed():
 )
 def test_an_mmd_that_may_be_zero_bounds_the_ratio(learned, fixed, text):
     pair = [row("adaptive", 2, 0, 2, 1.0, mmd, mmd_se=error) for mmd, error in (learned, fixed)]
-    assert gamma_report.mmd_ratio([tuple(pair)]) == text
+    assert tables.mmd_ratio([tuple(pair)]) == text
 
 
 def test_runs_with_exactly_r_are_counted():
     rows = some_rows()
-    main = cells(gamma_report.main_table(rows), "= r")
+    main = cells(tables.main_table(rows), "= r")
     assert main["2", "adaptive"] == "3 of 3"
     assert main["4", "learned 0.001"] == "2 of 3"
     assert main["4", "fixed at γ* of adaptive"] == "0 of 3"
-    summary = cells(gamma_report.summary_table(rows), "active = r")
+    summary = cells(tables.summary_table(rows), "active = r")
     assert list(summary.values()) == ["6 of 6", "4 of 6", "0 of 6", "0 of 6"]
-    excess = cells(gamma_report.summary_table(rows), "active − r")
+    excess = cells(tables.summary_table(rows), "active − r")
     assert excess["learned 0.01"] == "+5.00 ± 0.00"
     assert excess["adaptive"] == "0.00 ± 0.00"
 
 
 def test_where_r_is_unknown_nothing_is_counted():
     rows = some_rows(ranks=(0,))
-    for table in (gamma_report.main_table(rows), gamma_report.summary_table(rows)):
+    for table in (tables.main_table(rows), tables.summary_table(rows)):
         assert all("of 3" not in cell for line in table[1] for cell in line)
-    assert set(cells(gamma_report.main_table(rows), "factor R²").values()) == {""}
-    assert "Exactly" not in gamma_report.sentence(rows)
+    assert set(cells(tables.main_table(rows), "factor R²").values()) == {""}
+    assert "Exactly" not in page.sentence(rows)
 
 
 def test_the_price_is_beside_the_crowded_learned_run_of_least_error():
     """Neither a balanced run nor one with gamma fixed is the reference, whatever its error."""
     others = [row("learned 0.1", 2, 0, 3, 1.9, 0.1), row("learned 1", 2, 0, 2, 0.1, 0.1)]
     rows = [*some_rows(), *others]
-    reference = gamma_report.crowded(rows)
+    reference = order.crowded(rows)
     assert {run["arm"] for run in reference.values()} == {"learned 0.01"}
     adaptive = rows_with(rows, arm="adaptive")
-    for (error, elbo), run in zip(gamma_report.price(adaptive, reference), adaptive, strict=True):
+    for (error, elbo), run in zip(order.price(adaptive, reference), adaptive, strict=True):
         assert error == pytest.approx(2)
         assert elbo == pytest.approx(run["error_mean"] / 2)
     balanced = [run for run in rows if run["active_0.01"] == run["rank"]]
-    assert gamma_report.crowded(balanced) == {}
-    assert set(cells(gamma_report.summary_table(balanced), "Rec. Err. ×").values()) == {""}
+    assert order.crowded(balanced) == {}
+    assert set(cells(tables.summary_table(balanced), "Rec. Err. ×").values()) == {""}
 
 
 def test_of_equally_balanced_rates_the_fastest_is_the_best():
     equal = rows_with(some_rows(), arm="learned 0.001")
     slower = [row | {"arm": "learned 0.0001"} for row in equal]
-    text = gamma_report.sentence([*slower, *some_rows()])
+    text = page.sentence([*slower, *some_rows()])
     assert "learned at 0.001 nats a step, the best rate here, in 4 of 6 runs" in text
     assert "0.0001" not in text
 
 
 def test_the_sentence_is_made_of_the_rows():
-    text = gamma_report.sentence(some_rows())
+    text = page.sentence(some_rows())
     assert "with the adaptive homotopy in 6 of 6 runs (active − r = 0 on average)" in text
     assert "learned at 0.001 nats a step, the best rate here, in 4 of 6 runs" in text
     assert "learned at 0.01 nats a step, the fastest, in 0 of 6 runs" in text
@@ -172,22 +165,20 @@ def test_the_sentence_speaks_against_the_paper_where_the_rows_do():
     turned = [
         run | {"mmd": -run["mmd"], "negative_elbo": -run["negative_elbo"]} for run in some_rows()
     ]
-    text = gamma_report.sentence(turned)
+    text = page.sentence(turned)
     assert "the higher MMD² in 0 of 6 pairs" in text
     assert "not the paper's direction" in text
     assert "nats lower (better)" in text
-    assert "(active − r = −1.00 on average)" in gamma_report.sentence(
-        [row("adaptive", 3, 0, 2, 1, 1)]
-    )
+    assert "(active − r = −1.00 on average)" in page.sentence([row("adaptive", 3, 0, 2, 1, 1)])
 
 
 def test_the_adaptive_runs_speed_is_its_mean():
     """Taking that many steps of that size leads from gamma's start to its end."""
     run = row("adaptive", 2, 0, 2, 1.0, 0.1, gamma_start=4.0, gamma=3e-4, steps=700)
-    assert 4.0 * math.exp(-gamma_report.speed(run) * 700) == pytest.approx(3e-4)
-    assert gamma_report.speed(row("learned 0.003", 2, 0, 2, 1, 1)) == 0.003
-    assert gamma_report.speed(row("annealed 0.02 to adaptive", 2, 0, 2, 1, 1)) == 0.02
-    assert math.isnan(gamma_report.speed(row("fixed at learned 0.003", 2, 0, 2, 1, 1)))
+    assert 4.0 * math.exp(-order.speed(run) * 700) == pytest.approx(3e-4)
+    assert order.speed(row("learned 0.003", 2, 0, 2, 1, 1)) == 0.003
+    assert order.speed(row("annealed 0.02 to adaptive", 2, 0, 2, 1, 1)) == 0.02
+    assert math.isnan(order.speed(row("fixed at learned 0.003", 2, 0, 2, 1, 1)))
 
 
 def test_arms_come_by_kind_and_speed():
@@ -195,27 +186,12 @@ def test_arms_come_by_kind_and_speed():
         *("adaptive", "learned 3e-4", "learned 0.01", "learned 0.1", "adam 0.001"),
         *("annealed 0.1 to adaptive", "fixed at adaptive", "fixed at learned 0.01"),
     ]
-    assert gamma_report.in_order(wanted[::-1] * 2) == wanted
-    looks = gamma_report.looks(wanted)
+    assert order.in_order(wanted[::-1] * 2) == wanted
+    looks = figures.looks(wanted)
     assert list(looks) == wanted
     colours = [tuple(np.atleast_1d(looks[arm]["color"])) for arm in wanted]
     assert len(set(colours[:6])) == 6
     assert colours[6:] == [colours[0], colours[2]]
-
-
-@pytest.mark.parametrize(
-    ("values", "text"),
-    [
-        ([45.6], "45.6"),
-        ([1.43e-6], "1.43e−6"),
-        ([1.4e-6, 1.6e-6], "(1.50 ± 0.14)e−6"),
-        ([-0.0002, 0.0002], "(0.00 ± 2.83)e−4"),
-        ([0.0], "0"),
-        ([1000.0, 1002.0], "1001 ± 1"),
-    ],
-)
-def test_three_figures_at_any_scale(values, text):
-    assert gamma_report.scaled(values) == text
 
 
 @pytest.fixture
@@ -226,7 +202,7 @@ def closing():
 
 def test_the_headline_figure_shows_the_rows_means(closing):
     rows = some_rows(ranks=(2,))
-    dimensions, mmd, error = gamma_report.draw_speed(rows).axes
+    dimensions, mmd, error = figures.draw_speed(rows).axes
     for axis, field in ((dimensions, None), (mmd, "mmd"), (error, "error_mean")):
         lines = [line for line in axis.lines if line.get_marker() in ("o", "*", "x")]
         seen = {line.get_marker(): line.get_xydata() for line in lines}
@@ -249,9 +225,9 @@ def test_the_headline_figure_shows_the_rows_means(closing):
 
 def test_no_seed_hides_another_in_the_dimensions_figure(closing):
     rows = some_rows()
-    axes = gamma_report.draw_dimensions(rows).axes
+    axes = figures.draw_dimensions(rows).axes
     assert len(axes) == len(ARMS)
-    for axis, arm in zip(axes, gamma_report.in_order(ARMS), strict=True):
+    for axis, arm in zip(axes, order.in_order(ARMS), strict=True):
         points = [
             tuple(point)
             for line in axis.lines
@@ -269,7 +245,7 @@ def test_no_seed_hides_another_in_the_dimensions_figure(closing):
 def test_figure_1_is_of_the_median_r_with_errors_per_pixel(closing):
     rows = some_rows(ranks=(2, 4, 7))
     _, histories, _, images = experiment(rows)
-    figure = gamma_report.draw_homotopy(histories, images)
+    figure = figures.draw_homotopy(histories, images)
     assert figure.get_suptitle().startswith("r = 4;")
     gradient, gamma, _ = figure.axes
     assert len(gradient.lines) == len(ARMS) * 3
@@ -294,7 +270,7 @@ def test_a_report_leaves_out_only_what_the_rows_do_not_have(
 ):
     rows = [row(arm, rank, seed, 3, 1.0, 0.1) for rank in ranks for seed in seeds for arm in arms]
     config, histories, pictures, images = experiment(rows)
-    gamma_report.write(config, tmp_path, rows, "", histories, pictures, images)
+    page.write(config, tmp_path, rows, "", histories, pictures, images)
     text = (tmp_path / "table.md").read_text()
     drawn = ("speed.png", "dimensions.png", "factors.png", "homotopy.png", "pictures.png")
     for figure in drawn:
@@ -307,7 +283,7 @@ def test_a_report_leaves_out_only_what_the_rows_do_not_have(
     )
     assert "a floor of 0.01" in text
     printed = capsys.readouterr().out
-    assert printed.rstrip().endswith(gamma_report.sentence(rows))
+    assert printed.rstrip().endswith(page.sentence(rows))
 
 
 def test_active_latents_are_ordered_by_the_factor_that_they_hold():
@@ -316,7 +292,7 @@ def test_active_latents_are_ordered_by_the_factor_that_they_hold():
     for each in rows:
         if each["seed"]:
             each["factor_shares"] = [[0.0] * each["rank"]] * 20
-    figure = gamma_report.draw_factors(rows, ["a", "b", "c", "d"])
+    figure = figures.draw_factors(rows, ["a", "b", "c", "d"])
     panels = [axis for axis in figure.axes if axis.images and axis.get_title()]
     assert [axis.get_title() for axis in panels] == ["r = 2, seed 0", "r = 4, seed 0"]
     for axis, rank in zip(panels, (2, 4), strict=True):

@@ -14,6 +14,7 @@ from vaebal.experiments.generation import page as generation_report
 from vaebal.experiments.generation import run as generation
 from vaebal.experiments.generation import scores as generation_scores
 from vaebal.experiments.generation import stages as generation_stages
+from vaebal.experiments.generation import tables
 from vaebal.experiments.generation.stages import Stage
 from vaebal.generation import classifier, stages
 from vaebal.measures import inception
@@ -303,7 +304,7 @@ def test_absent_weights_leave_the_reason_in_place_of_fid(finished, monkeypatch):
     about = scorer.about()
     assert about["without_fid"] == "cannot be had: download them"
     assert "fid" not in scorer.features
-    said = generation_report.protocol(config, [rows[0] | about], load("digits"))
+    said = generation_report.protocol(config, [rows[0] | about], load("digits"))["scores"]
     assert "No FID: cannot be had: download them." in said
 
 
@@ -344,19 +345,19 @@ def test_of_one_seed_the_interval_is_one_measurements_error():
 
 def test_the_papers_values_stand_beside_ours_only_on_its_data():
     rows = some_rows()
-    header, _ = generation_report.ndb_table(rows)
+    header, _ = tables.ndb_table(rows)
     assert "paper" not in header
     for each in rows:
         each["data"] = "celeb_a"
         each |= {"gen_ndb_100": 0.5, "rec_ndb_100": 0.5, "gen_js_100": 0.5}
-    header, body = generation_report.ndb_table(rows)
+    header, body = tables.ndb_table(rows)
     beside = {line[0]: line[header.index("paper")] for line in body}
     assert beside == {
         **{"held-out images": "–", "Downsample": "0.05"},
         **{"VAE": "0.88", "VAE+": "0.29", "WAE-MMD": "0.64"},
     }
-    header, body = generation_report.frechet_table(rows)
-    assert dict(zip(header, body[-1], strict=True))["paper FID gen."] == "66.9"
+    header, body = tables.frechet_table(rows)
+    assert dict(zip(header, body[-1], strict=True))["paper"] == "66.9"  # the last: of samples
 
 
 def test_incompatible_codes_are_refused_in_one_sentence(finished):

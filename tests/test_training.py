@@ -25,7 +25,7 @@ from vaebal.errors import Diverged
 from vaebal.measures.evaluation import posterior
 from vaebal.models import latent_noise, with_own_skips
 from vaebal.streams import stream
-from vaebal.theory.collapse import LATENT_WEIGHTS
+from vaebal.theory.gradients import LATENT_WEIGHTS
 from vaebal.training import (
     Member,
     Objective,

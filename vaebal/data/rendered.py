@@ -190,7 +190,6 @@ def _scene(factors: Array, across: Array, up: Array, edge: float) -> Array:
     north = (up - between("y", -0.33, -0.03)) / size
     tilt = between("tilt", 0.4, -0.4)
     stretch = between("shape", 0.88, 1.12)
-    squareness = between("shape", 0.0, 1.1)
     sun_angle = between("light", -1.0, 1.0)
     sun_x, sun_y = jnp.sin(sun_angle), jnp.cos(sun_angle)
 
@@ -198,12 +197,7 @@ def _scene(factors: Array, across: Array, up: Array, edge: float) -> Array:
         cos, sin = jnp.cos(tilt), jnp.sin(tilt)
         return cos * x + sin * y, cos * y - sin * x
 
-    def head(x, y):
-        # The Euclidean norm where squareness is 0, the 4-norm where it is 1.
-        xx, yy = jnp.square(x / stretch), jnp.square(y * stretch)
-        fourth = jnp.square(xx + yy) - 2 * squareness * (xx * yy)
-        return jnp.sqrt(jnp.sqrt(fourth + 1e-4)) - 1
-
+    head = functools.partial(_head, stretch=stretch, squareness=between("shape", 0.0, 1.1))
     x, y = tilted(east, north)
     side = jnp.sqrt(x * x + 0.01)  # |x|, smooth: one ear and one cheek stand for two
     shadow = head(*tilted(east + 0.3 * sun_x, north + 0.3 * sun_y))
@@ -211,14 +205,10 @@ def _scene(factors: Array, across: Array, up: Array, edge: float) -> Array:
     slope = sun_x * east + sun_y * north
     lit = 0.5 + 0.5 * slope / jnp.sqrt(1 + slope * slope)
 
-    # A capsule, from its root upwards and a little outwards.
-    ear_x, ear_y = side - 0.5 * stretch, y - 0.75 / stretch
-    along = jnp.clip(0.25 * ear_x + 0.97 * ear_y, 0, between("ears", 0.2, 0.85))
-    ear = _length(ear_x - 0.25 * along, ear_y - 0.97 * along) - 0.3
+    ear = _ear(side - 0.5 * stretch, y - 0.75 / stretch, between("ears", 0.2, 0.85))
 
     openness = between("eyes", 0.45, 1.25)
-    eye = (_length(side - 0.42, (y - 0.2) / openness) - 0.32) * openness
-    eyes = _inside(eye, soft)
+    eyes = _inside((_length(side - 0.42, (y - 0.2) / openness) - 0.32) * openness, soft)
     gaze = between("gaze", -0.15, 0.15)
     pupils = sum(_inside(_length(x - gaze - at, y - 0.2) - 0.19, soft) for at in (-0.41, 0.41))
 
@@ -243,6 +233,19 @@ def _scene(factors: Array, across: Array, up: Array, edge: float) -> Array:
         (eyes * pupils, (0.13, 0.11, 0.20)),
         (mouth, (0.34, 0.07, 0.12)),
     )
+
+
+def _head(x: Array, y: Array, *, stretch: Array, squareness: Array) -> Array:
+    """Distance to a head: by the Euclidean norm where squareness is 0, the 4-norm where it is 1."""
+    xx, yy = jnp.square(x / stretch), jnp.square(y * stretch)
+    fourth = jnp.square(xx + yy) - 2 * squareness * (xx * yy)
+    return jnp.sqrt(jnp.sqrt(fourth + 1e-4)) - 1
+
+
+def _ear(x: Array, y: Array, length: Array) -> Array:
+    """Distance to a capsule from its root at (0, 0) upwards and a little outwards."""
+    along = jnp.clip(0.25 * x + 0.97 * y, 0, length)
+    return _length(x - 0.25 * along, y - 0.97 * along) - 0.3
 
 
 def _paint(ground: Array, *layers: tuple[Array, Array]) -> Array:

@@ -16,6 +16,7 @@ from rich.console import Console
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from vaebal.diagnosis import Certificate, diagnose
 from vaebal.errors import InputError
 from vaebal.estimator import rows as rows_of
 from vaebal.estimator.plan import HELD_OUT, LEAST_ROWS, Plan, plan
@@ -28,6 +29,7 @@ from vaebal.streams import stream
 from vaebal.training.workdir import write_atomically
 
 FORMAT = 1
+JUDGED = 100  # samples that a verdict needs
 
 
 class BalancedVAE(TransformerMixin, BaseEstimator):
@@ -46,12 +48,14 @@ class BalancedVAE(TransformerMixin, BaseEstimator):
     Attributes:
       dimension_: the count, latents in use. All methods speak of these alone.
       gamma_: decoder variance, in the data's own units squared.
-      error_: held-out E|x - x_hat|^2 at the posterior mean, summed over features, in its own units
+      error_: held-out E|x - x_hat|^2 at the posterior mean, summed over features, in their units
         squared.
       plan_: what was chosen.
       settled_: whether the count was found well before the steps ended; if not, a longer fit may
         find more.
       history_: what training told, a dictionary a chunk: "phase" 0 finds the count and 1 settles.
+      certificate_: `vaebal.diagnose` of the held-out samples, or of all where fewer than 100 are
+        held out; None where there are fewer than 100.
       n_features_in_, image_shape_: of the data; (H, W, C) or None.
     """
 
@@ -97,6 +101,7 @@ class BalancedVAE(TransformerMixin, BaseEstimator):
         self._keep(chosen, got)
         error = np.square(held_out - self._decode(self._encode(held_out)[0])).sum(1).mean()
         self.error_ = float(error) * self._scale.scale**2
+        self.certificate_ = self._certified(held_out if held >= JUDGED else rows)
         self._say(
             f"{self.dimension_} latents in use; held-out error {self.error_:.4g}, "
             f"{time.monotonic() - begun:.0f} s"
@@ -127,6 +132,19 @@ class BalancedVAE(TransformerMixin, BaseEstimator):
         self.dimension_ = got.open
         self._params = jax.tree.map(np.asarray, got.params)
         self.gamma_ = float(np.exp(self._params["log_gamma"])) * self._scale.scale**2
+
+    def _certified(self, rows: np.ndarray) -> Certificate | None:
+        """The verdict on standardised rows."""
+        if len(rows) < JUDGED:
+            return None
+        mean, variance = self._encode(rows)
+        eps = np.asarray(latent_noise(stream(0, "certificate"), *mean.shape))
+        idle = ((0, 0), (0, self.plan_.latents - self.dimension_))
+        return diagnose(
+            rows, self._decode(mean), np.pad(mean, idle), np.pad(np.log(variance), idle),
+            x_hat_sampled=self._decode(mean + np.sqrt(variance) * eps),
+            gamma=float(np.exp(self._params["log_gamma"])),
+        )  # fmt: skip
 
     @property
     def _model(self):
@@ -222,7 +240,7 @@ class BalancedVAE(TransformerMixin, BaseEstimator):
         return rows.reshape(-1, *self.image_shape_) if self.image_shape_ else rows
 
     def save(self, path: str | Path) -> None:
-        """Writes all of it into one .npz file, atomically; `load` reads it."""
+        """Writes all but the certificate into one .npz file, atomically; `load` reads it."""
         check_is_fitted(self, "dimension_")
         about = {
             "format": FORMAT,
@@ -281,7 +299,7 @@ def load(path: str | Path) -> BalancedVAE:
     chosen = Plan(**about["plan"])
     model = build(chosen, vae.n_features_in_)
     vae._keep(chosen, Fitted(model, params, about["open"], about["history"], about["settled"]))
-    vae.error_ = about["error"]
+    vae.error_, vae.certificate_ = about["error"], None
     return vae
 
 

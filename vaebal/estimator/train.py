@@ -75,7 +75,7 @@ def _at_the_count(member: Member) -> homotopy.Homotopy:
 @functools.lru_cache(maxsize=8)
 def _program(plan: Plan, phase: str, shape: tuple[int, int]) -> Program:
     """The compiled program of a phase, for any data of this shape."""
-    count, dim = shape
+    dim = shape[1]
     finding = phase == "count"
     steps = plan.steps if finding else plan.settle_steps
     settings = Optimisation(

@@ -5,6 +5,7 @@ import importlib.metadata
 import importlib.resources
 import io
 import json
+import math
 import platform
 import re
 import string
@@ -46,6 +47,11 @@ def rows_with(rows: Sequence[Row], **fields: Any) -> list[Row]:
 def distinct(rows: Sequence[Row], field: str) -> list[Any]:
     """The field's values in the order they came."""
     return list(dict.fromkeys(row[field] for row in rows))
+
+
+def column(rows: Sequence[Row], field: str) -> list[Any]:
+    """One field of every row."""
+    return [row[field] for row in rows]
 
 
 def stopped(rows: Mapping[str, Row], fix: str) -> str:
@@ -122,11 +128,37 @@ def with_spread(values: Sequence[float], digits: int) -> str:
     return f"{number(mean, digits)} ± {spread:.{digits}f}"
 
 
+def scaled(values: Sequence[float]) -> str:
+    """Mean and spread with three figures at any scale: "(1.43 ± 0.05)e−6", "45.6"."""
+    mean, spread = mean_and_spread(values)
+    size = max(abs(mean), spread or 0.0)
+    if size == 0:
+        return "0"
+    exponent = math.floor(math.log10(size))
+    if exponent >= -2:
+        return with_spread(values, max(0, 2 - exponent))
+    text = number(round(mean / 10.0**exponent, 2), 2)
+    if spread is not None:
+        text = f"({text} ± {spread / 10.0**exponent:.2f})"
+    return f"{text}e−{-exponent}"
+
+
+def signed(values: Sequence[float], digits: int) -> str:
+    """`with_spread`, with a plus sign where the mean is positive."""
+    text = with_spread(values, digits)
+    return f"+{text}" if np.mean(values) > 0 else text
+
+
 def over_seeds(seeds: Sequence[int]) -> str:
     """ "mean ± standard deviation over the 3 seeds 0, 1, 2"."""
     if len(seeds) == 1:
         return f"one seed ({seeds[0]}), so no spread"
     return f"mean ± standard deviation over the {len(seeds)} seeds {', '.join(map(str, seeds))}"
+
+
+def training_took(rows: Sequence[Row]) -> str:
+    """A sentence on how long the rows' training took, and on what."""
+    return f"Training took {sum(column(rows, 'train_seconds')):.0f} s in all on {device()}."
 
 
 def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
@@ -176,9 +208,16 @@ def save_figure(draw: Callable[[], plt.Figure], path: Path) -> None:
 
 
 def image_grid(
-    rows: Sequence[tuple[str, np.ndarray]], image_shape: tuple[int, int, int]
+    rows: Sequence[tuple[str, np.ndarray]],
+    image_shape: tuple[int, int, int],
+    title: str,
+    heads: Sequence[str] = (),
 ) -> plt.Figure:
-    """Labelled rows of images, each [n, D] in [0, 1] (clipped only for display)."""
+    """Labelled rows of images, each [n, D] in [0, 1] (clipped only for display).
+
+    Args:
+      heads: of the columns.
+    """
     height, width, channels = image_shape
     columns = max(len(images) for _, images in rows)
     figure, axes = plt.subplots(
@@ -192,6 +231,10 @@ def image_grid(
         for axis, image in zip(line, images, strict=False):
             pixels = np.clip(image.reshape(height, width, channels), 0, 1)
             axis.imshow(pixels if channels == 3 else pixels[..., 0], cmap="gray_r", vmin=0, vmax=1)
+    for axis, head in zip(axes[0], heads, strict=False):
+        axis.set_title(head, fontsize=8, pad=2)
+    above = 0.25 + 0.2 * bool(heads)  # inches over the images, which end at .88
+    figure.suptitle(title, y=0.88 + above / figure.get_figheight(), va="center")
     return figure
 
 

@@ -1,18 +1,21 @@
 """Every number of a run's row: errors, counts, distances to the prior, what the latents hold."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from vaebal.data import Decode, ImageSet, mean_image, some_indices
 from vaebal.measures import evaluation, mmd
 from vaebal.measures.factors import factor_r2, factor_shares
 from vaebal.models import GaussianVAE, prior_samples
 from vaebal.streams import stream
+
+ACTIVE_SHOWN, IDLE_SHOWN = 13, 3  # latents traversed, at most
 
 
 def largest_variance(images: ImageSet, *, rows: int = 4096, steps: int = 50) -> float:
@@ -110,12 +113,35 @@ def _residual_variance(model: GaussianVAE, params, blocks, decode: Decode, steps
 
 
 def draw_pictures(
-    config: Any, model: GaussianVAE, params: Any, seed: int, images: ImageSet
+    config: Any, model: GaussianVAE, params: Any, seed: int, images: ImageSet, row: dict[str, Any]
 ) -> dict[str, np.ndarray]:
-    """The first test images, their reconstructions, and samples from the prior."""
+    """The first test images, their reconstructions, samples from the prior, and traversals.
+
+    Args:
+      row: what `evaluate` gave.
+    """
     x = images.decode(jnp.asarray(images.test[: config.eval.pictures]))
     mean, _ = model.apply({"params": params}, x, method="encode")
     z = prior_samples(stream(seed, "evaluation/pictures"), len(x), model.latents)
     decode: Callable = lambda z: model.apply({"params": params}, z, method="decode")  # noqa: E731
     pictures = {"images": x, "reconstructions": decode(mean), "samples": decode(z)}
+    order = np.argsort(row["kl_per_dimension"])[::-1].tolist()
+    active = [latent for latent in order if latent in row["active_latents"]][:ACTIVE_SHOWN]
+    idle = [latent for latent in order if latent not in row["active_latents"]][-IDLE_SHOWN:]
+    pictures |= traverse(decode, mean[0], active + idle)
     return jax.tree.map(np.asarray, pictures)
+
+
+def traverse(decode: Callable, z: Array, latents: Sequence[int]) -> dict[str, Any]:
+    """Images on the lines through z [K] along `latents`, one after the other.
+
+    Args:
+      decode: [B, K] -> [B, D].
+
+    Returns:
+      "traversals" [len(latents), values, D], "latents", and "values" [values] of the latent.
+    """
+    values, latents = jnp.linspace(-2.0, 2.0, 9), np.array(latents, int)
+    along = jax.vmap(lambda k: jax.vmap(lambda value: z.at[k].set(value))(values))(latents)
+    traversals = decode(along.reshape(-1, len(z))).reshape(len(latents), len(values), -1)
+    return {"traversals": traversals, "latents": latents, "values": values}

@@ -351,4 +351,4 @@ def _evaluate(
         "noise": config.data.noise,
         "test_images": len(images.test),
     }
-    return row, draw_pictures(config, model, params, run.seed, images)
+    return row, draw_pictures(config, model, params, run.seed, images, row)

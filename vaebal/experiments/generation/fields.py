@@ -40,27 +40,7 @@ def defaults(name: str) -> ml_collections.ConfigDict:
     ae.learning_rate = 1e-3
     ae.clip_norm = 200.0
 
-    # The first VAE, on standardised codes. Its error is measured in "pixels" through the frozen
-    # decoder (prescription 3), or in "codes"; every space listed gives a VAE and a VAE+.
-    vae = config.vae = ml_collections.ConfigDict()
-    vae.spaces = ("pixels", "codes")
-    vae.width = 256
-    vae.layers = 3
-    vae.blocks = 2
-    vae.epochs = 100
-    vae.learning_rate = 1e-3
-    vae.clip_norm = 20.0  # of gamma times the gradient
-    vae.log_var_init = 0.0
-    vae.gamma = 1.0  # where gamma starts, as a share of the target's variance per dimension
-    vae.gamma_rate = 5e-3  # at most so many nats of log gamma a step: the homotopy's speed
-
-    # The second VAE, on z ~ q(z|x), drawn anew in every step.
-    plus = config.vae_plus = ml_collections.ConfigDict(vae.to_dict())
-    del plus.spaces
-    # z has about the prior's variance, where gamma starts, and so total collapse is a minimum:
-    # latents that start informative find the way down. (On the digits, gamma from a tenth of that
-    # on left the distance at 7.5 instead of 5 to 6.)
-    plus.log_var_init = -2.0
+    config.vae, config.vae_plus = _vaes()
 
     wae = config.wae = ml_collections.ConfigDict()  # the same network as the first VAE
     wae.width = 256
@@ -80,7 +60,37 @@ def defaults(name: str) -> ml_collections.ConfigDict:
     classifier.learning_rate = 1e-3
     classifier.clip_norm = 20.0
 
-    evaluation = config.eval = ml_collections.ConfigDict()
+    config.eval = _evaluation()
+    return config
+
+
+def _vaes() -> tuple[ml_collections.ConfigDict, ml_collections.ConfigDict]:
+    # The first VAE, on standardised codes. Its error is measured in "pixels" through the frozen
+    # decoder (prescription 3), or in "codes"; every space listed gives a VAE and a VAE+.
+    vae = ml_collections.ConfigDict()
+    vae.spaces = ("pixels", "codes")
+    vae.width = 256
+    vae.layers = 3
+    vae.blocks = 2
+    vae.epochs = 100
+    vae.learning_rate = 1e-3
+    vae.clip_norm = 20.0  # of gamma times the gradient
+    vae.log_var_init = 0.0
+    vae.gamma = 1.0  # where gamma starts, as a share of the target's variance per dimension
+    vae.gamma_rate = 5e-3  # at most so many nats of log gamma a step: the homotopy's speed
+
+    # The second VAE, on z ~ q(z|x), drawn anew in every step.
+    plus = ml_collections.ConfigDict(vae.to_dict())
+    del plus.spaces
+    # z has about the prior's variance, where gamma starts, and so total collapse is a minimum:
+    # latents that start informative find the way down. (On the digits, gamma from a tenth of that
+    # on left the distance at 7.5 instead of 5 to 6.)
+    plus.log_var_init = -2.0
+    return vae, plus
+
+
+def _evaluation() -> ml_collections.ConfigDict:
+    evaluation = ml_collections.ConfigDict()
     evaluation.reference_images = 0  # training images that all are compared with; 0: every one
     evaluation.samples = 0  # test images used, and images generated; 0: as many as test images
     evaluation.parts = 5  # subsets, for the spread of Fréchet distances
@@ -90,4 +100,4 @@ def defaults(name: str) -> ml_collections.ConfigDict:
     evaluation.inception_weights = ""  # "": $VAEBAL_INCEPTION_WEIGHTS or ~/.cache/vaebal
     evaluation.block = 500  # images computed at a time
     evaluation.pictures = 12
-    return config
+    return evaluation

@@ -24,7 +24,7 @@ from vaebal.experiments.generation.stages import (
     networks,
 )
 from vaebal.generation import classifier, stages
-from vaebal.measures import evaluation, inception, mmd
+from vaebal.measures import evaluation, inception, inception_weights, mmd
 from vaebal.measures.frechet import frechet_estimate
 from vaebal.measures.ndb import Bins, ndb_bins, ndb_compare
 from vaebal.models import prior_samples
@@ -173,7 +173,7 @@ class Scorer:
                 model, params, images, block
             )[0]
         if not self.without_fid:
-            weights = inception.load_params(self._config.eval.inception_weights)
+            weights = inception_weights.load_params(self._config.eval.inception_weights)
             shape = self._images.image_shape
             found["fid"] = lambda images: inception.inception_features(
                 weights, images.reshape(-1, *shape), min(block, 50)
@@ -186,7 +186,7 @@ class Scorer:
         if not self._config.eval.fid:
             return "not asked for (eval.fid)"
         try:
-            inception.load_params(self._config.eval.inception_weights)
+            inception_weights.load_params(self._config.eval.inception_weights)
         except InputError as error:
             return str(error)
         return ""

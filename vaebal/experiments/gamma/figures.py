@@ -1,0 +1,362 @@
+"""The figures of learned against fixed gamma."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib import ticker
+from matplotlib.axis import Axis
+
+from vaebal.data import ImageSet
+from vaebal.experiments import report
+from vaebal.experiments.gamma import order
+from vaebal.experiments.report import Row, column, rows_with
+
+HUES = {"learned": "Blues", "adam": "Greens", "annealed": "Purples", "held": "Greys"}
+MARKS: dict[str, dict[str, Any]] = {
+    "learned": {"marker": "o", "markersize": 3.5, "label": "closed form, at most this speed"},
+    "adam": {
+        **{"marker": "^", "markersize": 4.5, "markerfacecolor": "w", "linestyle": ":"},
+        "label": "Adam on log γ at this rate",
+    },
+    "annealed": {
+        **{"marker": "s", "markersize": 4, "markerfacecolor": "w", "linestyle": "none"},
+        "label": "prescribed, at this speed",
+    },
+    "adaptive": {
+        **{"marker": "*", "markersize": 10, "markeredgecolor": "k", "linestyle": "none"},
+        "label": "adaptive homotopy, at its mean speed",
+    },
+    "guarded": {
+        **{"marker": "P", "markersize": 6, "markeredgecolor": "k", "linestyle": "none"},
+        "label": "guarded to the end, at its mean speed",
+    },
+    "fixed": {"marker": "x", "markersize": 5, "linestyle": "none", "label": "γ fixed from scratch"},
+    "held": {"marker": "v", "markersize": 5, "linestyle": "none", "label": "γ held at a value"},
+}
+
+
+def looks(arms: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """A line's style for every arm: hue by kind, darker if faster; fixed dashed, as its source."""
+    arms = order.in_order(arms)
+    moving = order.in_order(order.source(arm) for arm in arms)
+    styles: dict[str, dict[str, Any]] = {
+        "adaptive": {"color": report.COLOURS[1], "marker": "*"},
+        "guarded": {"color": report.COLOURS[3], "marker": "P"},
+    }
+    for name, hue in HUES.items():
+        members = [arm for arm in moving if order.kind(arm) == name]
+        for shade, arm in zip(np.linspace(0.3, 1.0, len(members) + 1)[1:], members, strict=True):
+            styles[arm] = {"color": plt.get_cmap(hue)(shade), "marker": "o"}
+    still = {"fixed": {"marker": "x", "linestyle": "--"}, "held": {"marker": "v"}}
+    return {arm: styles[order.source(arm)] | still.get(order.kind(arm), {}) for arm in arms}
+
+
+def _log_ticks(axis: Axis, narrow: str, wide: str | ticker.Formatter) -> None:
+    """Ticks at 1, 2, 5 over up to 50 times, at powers of ten over more, and their formats."""
+    low, high = axis.get_view_interval()
+    few = high < 50 * low
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if few else (1,)))
+    axis.set_major_formatter(narrow if few else wide)
+    axis.set_minor_formatter(ticker.NullFormatter())
+
+
+def _ticks(axis: plt.Axes, ticks: Sequence[float]) -> None:
+    """Ticks at 0 and ±`ticks`, where the axis reaches them."""
+    low, high = axis.get_ylim()
+    both = sorted({sign * tick for sign in (-1, 0, 1) for tick in ticks})
+    chosen = [tick for tick in both if low <= tick <= high]
+    axis.set_yticks(chosen, [f"{tick:g}".replace("-", "−") for tick in chosen])
+    axis.minorticks_off()
+
+
+def _margin(rows: Sequence[Row]) -> dict[str, float]:
+    """Where the still arms are drawn: right of every speed."""
+    fastest = max(order.speed(row) for row in rows if order.kind(row["arm"]) not in order.STILL)
+    return {
+        arm: fastest * 5 * 3**index for index, arm in enumerate(order.arms_of(rows, *order.STILL))
+    }
+
+
+def _speed_axis(axis: plt.Axes, rows: Sequence[Row], margin: Mapping[str, float]) -> None:
+    """Ticks at prescribed speeds, and at the still arms beyond a line."""
+    rates = sorted(set(map(order.rate, order.arms_of(rows, *order.MOVING))))
+    rates = rates or [
+        np.mean([order.speed(row) for row in rows if order.kind(row["arm"]) not in order.STILL])
+    ]
+    axis.set_xscale("log")
+    named = [
+        f"γ* of {order.source(arm)}" if order.source(arm) != arm else order.shown(arm)
+        for arm in margin
+    ]
+    axis.set_xticks(
+        [*rates, *margin.values()], [*(f"{each:.2g}" for each in rates), *named],
+        rotation=40, ha="right", rotation_mode="anchor", fontsize=7.5,
+    )  # fmt: skip
+    axis.xaxis.set_minor_locator(ticker.NullLocator())
+    if margin:
+        border = min(margin.values()) / 2.2
+        axis.axvline(border, color="0.6", linewidth=0.8)
+        axis.text(border, 1.0, " fixed", transform=axis.get_xaxis_transform(), va="bottom",
+                  color="0.4", fontsize=8)  # fmt: skip
+    axis.set_xlabel("speed: nats of log γ a step")
+
+
+def _plot_over_speed(
+    axis: plt.Axes,
+    rows: Sequence[Row],
+    field: Callable[[Row], float],
+    colours: Mapping[int, Any],
+    margin: Mapping[str, float],
+) -> None:
+    """`field` over speed, means with bars from the least seed to the largest; still arms aside."""
+    for index, (rank, colour) in enumerate(colours.items()):
+        # Side by side, so that bars of several r can be told apart.
+        dodge = 1.09 ** (index - (len(colours) - 1) / 2)
+        for name, style in MARKS.items():
+            cells = [rows_with(rows, rank=rank, arm=arm) for arm in order.arms_of(rows, name)]
+            cells = [seeds for seeds in cells if seeds]
+            if cells:
+                places = [margin.get(seeds[0]["arm"], np.mean([*map(order.speed, seeds)]))
+                          for seeds in cells]  # fmt: skip
+                found = [list(map(field, seeds)) for seeds in cells]
+                means = np.array([np.mean(numbers) for numbers in found])
+                bars = [means - list(map(min, found)), list(map(max, found)) - means]
+                axis.errorbar(
+                    np.array(places) * dodge, means, np.maximum(bars, 0), color=colour,
+                    elinewidth=0.8, linewidth=1.3, zorder=3 if name == "adaptive" else 2, **style,
+                )  # fmt: skip
+    _speed_axis(axis, rows, margin)
+
+
+def draw_speed(rows: Sequence[Row]) -> plt.Figure:
+    """The headline: active - r, MMD^2 and error over the speed of gamma's descent, a line an r."""
+    known, ranks, margin = order.of_known_rank(rows), order.ranks_of(rows), _margin(rows)
+    shades = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(ranks)))
+    colours = dict(zip(ranks, shades, strict=True))
+    noise = 2 * float(np.median(column(rows, "mmd_se"))) or 1e-4
+
+    figure, axes = plt.subplots(1, 3, figsize=(11.0, 3.6))
+    titles = ("active − r" if known else "active dimensions", "MMD² to N(0, I)",
+              "reconstruction error  Σ(x−x̂)²")  # fmt: skip
+    fields = (
+        lambda row: row[order.ACTIVE] - row["rank"],
+        lambda row: row["mmd"],
+        lambda row: row["error_mean"],
+    )
+    for axis, title, field in zip(axes, titles, fields, strict=True):
+        _plot_over_speed(axis, rows, field, colours, margin)
+        axis.set_title(title, fontsize=10, pad=14)
+    dimensions, mmd, error = axes
+    if known:  # linear around 0, logarithmic beyond
+        dimensions.set_yscale("symlog", linthresh=1)
+        dimensions.axhline(0, color="0.3", linewidth=1, linestyle="--", zorder=0)
+        low, high = dimensions.get_ylim()
+        dimensions.set_ylim(min(low, -0.4), max(high, 1.3))
+        _ticks(dimensions, (1, 2, 5, 10, 20, 50, 100, 200, 500))
+    mmd.set_yscale("symlog", linthresh=noise)
+    mmd.axhspan(-noise, noise, color="0.92", zorder=0)
+    mmd.text(0.98, -0.9 * noise, "± 2 s.e.", transform=mmd.get_yaxis_transform(), ha="right",
+             color="0.4", fontsize=7.5)  # fmt: skip
+    _ticks(mmd, [10.0**k for k in range(math.ceil(math.log10(noise)), 1)])
+    error.set_yscale("log")
+    _log_ticks(error.yaxis, "{x:g}", ticker.LogFormatterMathtext())
+
+    lines = [
+        plt.Line2D([], [], color=colour, linewidth=2, label=f"r = {rank}" if rank else "r unknown")
+        for rank, colour in colours.items()
+    ]
+    marks = [plt.Line2D([], [], color="0.25", **style)
+             for name, style in MARKS.items() if order.arms_of(rows, name)]  # fmt: skip
+    for handles, height in ((lines, 0.0), (marks, -0.07)):
+        figure.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, height),
+                      ncols=len(handles), fontsize=8, columnspacing=1.3)  # fmt: skip
+    figure.tight_layout()
+    return figure
+
+
+def draw_dimensions(known: Sequence[Row]) -> plt.Figure:
+    """Active dimensions against the true r, known of every row; a panel an arm, seeds abreast."""
+    arms, ranks = order.arms_of(known), order.ranks_of(known)
+    styles, kappa = looks(arms), max(column(known, "kappa"))
+    columns = min(len(arms), 5)
+    lines = -(-len(arms) // columns)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(0.5 + 2.3 * columns, 0.5 + 2.2 * lines), sharex=True, sharey=True,
+        squeeze=False,
+    )  # fmt: skip
+    width = 0.7 * min(np.diff(ranks), default=1)
+    ends = [ranks[0] - 0.5, ranks[-1] + 0.5]
+    dashed, dotted = ({"color": "0.3", "linewidth": 1, "linestyle": style} for style in ("--", ":"))
+    for axis in axes.flat[len(arms) :]:
+        axis.set_axis_off()
+    for index, (axis, arm) in enumerate(zip(axes.flat, arms, strict=False)):
+        axis.plot(ends, ends, zorder=0, **dashed)
+        axis.axhline(kappa, zorder=0, **dotted)
+        for rank in ranks:
+            seeds = sorted(rows_with(known, rank=rank, arm=arm), key=lambda row: row["seed"])
+            offsets = width * ((np.arange(len(seeds)) + 0.5) / max(len(seeds), 1) - 0.5)
+            axis.plot(
+                rank + offsets, column(seeds, order.ACTIVE), linestyle="none",
+                color=styles[arm]["color"], marker=styles[arm]["marker"],
+                markersize=5 if arm == "adaptive" else 3,
+            )  # fmt: skip
+        share = order.count(rows_with(known, arm=arm))
+        axis.set_title(f"{order.shown(arm)}\nactive = r in {share}", fontsize=8)
+        axis.set_xticks(ranks)
+        axis.tick_params(labelsize=7.5, labelbottom=True)
+        axis.grid(axis="x", visible=False)
+        if index + columns >= len(arms):
+            axis.set_xlabel("true dimension r")
+    axes[0, 0].set_ylim(0, 1.06 * kappa)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("active dimensions")
+    figure.legend(
+        handles=[
+            plt.Line2D([], [], label="active = r", **dashed),
+            plt.Line2D([], [], label=f"all κ = {kappa}", **dotted),
+            plt.Line2D([], [], color="0.3", linestyle="none", marker="o", markersize=3,
+                       label="a run (seeds side by side)"),
+        ],
+        loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3, fontsize=8,
+    )  # fmt: skip
+    figure.tight_layout()
+    return figure
+
+
+def draw_homotopy(histories: Mapping[order.Key, list[dict]], images: ImageSet) -> plt.Figure:
+    """Figure 1 and what goes with it: |dL/dz|, gamma and active dimensions during training."""
+    ranks = sorted({rank for _, rank, _ in histories})
+    rank = ranks[len(ranks) // 2]
+    runs = {key: entries for key, entries in histories.items() if key[1] == rank and entries}
+    styles = looks(arm for arm, _, _ in runs)
+    figure, axes = plt.subplots(1, 3, figsize=(11.0, 3.4))
+    for arm, style in styles.items():
+        line = {"color": style["color"], "linestyle": style.get("linestyle", "-")}
+        line |= {"linewidth": 1.5 if arm == "adaptive" else 0.9}
+        line |= {"zorder": 3 if arm == "adaptive" else 2, "alpha": 0.85}
+        for entries in (entries for key, entries in runs.items() if key[0] == arm):
+            steps = [max(entry["step"], 1) for entry in entries]
+            for axis, name in zip(axes, ("latent_gradient", "gamma", "active"), strict=True):
+                axis.plot(steps, column(entries, name), **line)
+            error = np.array(column(entries, "squared_error")) / images.dim
+            axes[1].plot(steps, error, **line | {"linestyle": ":", "zorder": 1})
+    counted = "active dimensions (r dashed)" if rank else "active dimensions"
+    for axis, title in zip(
+        axes, ("E‖dL/dz‖₂ (nats)", "γ, and E‖x−x̂‖²/d (dotted)", counted), strict=True
+    ):  # fmt: skip
+        axis.set_xscale("log")
+        _log_ticks(axis.xaxis, "{x:,.0f}", "{x:,.0f}")
+        axis.set_xlabel("training steps")
+        axis.set_title(title, fontsize=10)
+    axes[0].set_yscale("log")
+    axes[1].set_yscale("log")
+    axes[2].set_ylim(bottom=0)
+    if rank:
+        axes[2].axhline(rank, color="0.3", linewidth=1, linestyle="--", zorder=0)
+    lines = [
+        plt.Line2D(
+            [],
+            [],
+            color=style["color"],
+            linestyle=style.get("linestyle", "-"),
+            label=order.shown(arm),
+        )
+        for arm, style in styles.items()
+    ]
+    figure.legend(handles=lines, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=5, fontsize=8)
+    seeds = len({seed for _, _, seed in runs})
+    figure.suptitle(
+        f"r = {rank or 'unknown'}; a line a run, {seeds} seed{'s' * (seeds > 1)} an arm"
+    )
+    figure.tight_layout()
+    return figure
+
+
+def draw_factors(rows: Sequence[Row], names: Sequence[str]) -> plt.Figure:
+    """Which active latent holds which factor: shares of variance, a panel an r.
+
+    Of one run an r, the first arm's lowest seed. Latents are ordered by the factor they hold most
+    of.
+
+    Args:
+      rows: of known r, with "factor_shares".
+      names: of the factors, at least r.
+    """
+    arm = order.arms_of(rows)[0]
+    runs = [min(rows_with(rows, arm=arm, rank=r), key=lambda row: row["seed"])
+            for r in order.ranks_of(rows_with(rows, arm=arm))]  # fmt: skip
+    held = [_held(run) for run in runs]
+    figure, axes = plt.subplots(
+        1, len(runs), squeeze=False, layout="constrained",
+        figsize=(max(1.6 + sum(0.8 + 0.3 * len(each) for each in held), 5.0), 1.3 + 0.3 * max(
+            run["rank"] for run in runs)),
+    )  # fmt: skip
+    for axis, run, shares in zip(axes[0], runs, held, strict=True):
+        image = axis.imshow(shares.T, vmin=0.0, vmax=1.0, cmap="Blues", aspect="equal")
+        axis.set_xticks([])
+        axis.set_yticks(range(run["rank"]), names[: run["rank"]])
+        axis.tick_params(labelsize=7.5, length=0)
+        axis.grid(visible=False)
+        axis.set_xlabel(f"{len(shares)} active", fontsize=8)
+        axis.set_title(f"r = {run['rank']}, seed {run['seed']}", fontsize=8)
+    figure.colorbar(image, ax=axes, shrink=0.8, label="share of a latent's variance")
+    figure.suptitle(
+        f"{order.shown(arm)}: which latent (column) holds which factor (row)", fontsize=10
+    )
+    return figure
+
+
+def _held(run: Row) -> np.ndarray:
+    """The active latents' shares [K', r], in the order of the factors that they hold most of."""
+    shares = np.array(run["factor_shares"])[np.array(run["active_latents"], int)]
+    return shares[np.lexsort((-shares.max(1), shares.argmax(1)))] if len(shares) else shares
+
+
+def _run(arm: str, rank: int, seed: int) -> str:
+    """ "learned 1e-2, r = 4, seed 0", less what is not known or said."""
+    where = [order.shown(arm) if arm else "", f"r = {rank}" if rank else "", f"seed {seed}"]
+    return ", ".join(filter(None, where))
+
+
+def draw_traversals(
+    rows: Sequence[Row], pictures: Mapping[order.Key, dict[str, np.ndarray]], images: ImageSet
+) -> plt.Figure:
+    """One latent varied a row, active ones first; of the first arm, the largest r, the least seed.
+
+    Args:
+      rows: for the latents' KL.
+      pictures: by (arm, r, seed), "traversals" and the rest of `evaluate.traverse`.
+    """
+    arms = order.in_order(arm for arm, _, _ in pictures)
+    key = min(pictures, key=lambda key: (arms.index(key[0]), -key[1], key[2]))
+    arm, rank, seed = key
+    (row,) = rows_with(rows, arm=arm, rank=rank, seed=seed)
+    found, active = pictures[key], set(row["active_latents"])
+    lines = []
+    for latent, content in zip(found["latents"].tolist(), found["traversals"], strict=True):
+        kl = f"{row['kl_per_dimension'][latent]:.1f} nats"
+        lines.append((f"z{latent}, {kl if latent in active else 'idle'}", content))
+    title = f"{_run(arm, rank, seed)}: one latent varied, the rest at an image's posterior mean"
+    heads = [f"{value:g}".replace("-", "−") for value in found["values"]]
+    return report.image_grid(lines, images.image_shape, title, heads)
+
+
+def draw_pictures(
+    pictures: Mapping[order.Key, dict[str, np.ndarray]], images: ImageSet
+) -> plt.Figure:
+    """Test images, reconstructions and samples of every arm, at the largest r, of one seed."""
+    rank = max(rank for _, rank, _ in pictures)
+    seed = min(seed for _, known, seed in pictures if known == rank)
+    content = {
+        arm: pictures[arm, rank, seed]
+        for arm in order.in_order(arm for arm, _, _ in pictures)
+        if (arm, rank, seed) in pictures
+    }
+    rows = [("test images", next(iter(content.values()))["images"])]
+    for title, name in (("reconstructed,\n", "reconstructions"), ("samples,\n", "samples")):
+        rows += [(title + order.shown(arm), each[name]) for arm, each in content.items()]
+    title = f"{_run('', rank, seed)}; uncurated: the first test images, the first samples"
+    return report.image_grid(rows, images.image_shape, title)
