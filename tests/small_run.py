@@ -11,18 +11,18 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from vaebal.training.engine import Member, Optimisation, Trainer, fit, stack_members
+from training_runs import program
 
 from vaebal.errors import Preempted
 from vaebal.models import mlp_vae
-from vaebal.training import devices
+from vaebal.training import Member, Program, devices, fit, stack_members
 from vaebal.training.checkpoints import Checkpoints
 from vaebal.training.workdir import open_workdir
 
 
-def trainer(
+def small_program(
     float64: bool = False, kappas: Sequence[int | None] = (5, 3), width: int = 12, **options
-) -> Trainer:
+) -> Program:
     """Members of seeds 0, 1, ... with these kappas on [96, 16] pixels; three steps an epoch.
 
     A seed whose kappa is None is left out.
@@ -39,17 +39,9 @@ def trainer(
         residual=True,
         affine_skip=True,
     )
-    settings = Optimisation(
-        learning_rate=3e-3,
-        final_learning_rate=1e-4,
-        warmup_steps=5,
-        total_steps=600,
-        gamma_rule="closed_form",
-        clip_norm=20.0,
-    )
-    members = stack_members([Member(s, k, 1.0, 0.02) for s, k in enumerate(kappas) if k])
+    members = [Member(s, k, rule={"rate": 0.02}) for s, k in enumerate(kappas) if k]
     pixels = pixels.astype(np.float64 if float64 else np.float32)
-    return Trainer(model, settings, members, pixels, 32, **options)
+    return program(model, stack_members(members), pixels, **options)
 
 
 def main() -> int:
@@ -76,7 +68,7 @@ def main() -> int:
     with Checkpoints(path / "checkpoints") as checkpoints:
         try:
             state = fit(
-                trainer(flags.float64),
+                small_program(flags.float64),
                 epochs=flags.epochs,
                 epochs_per_chunk=2,
                 epochs_per_checkpoint=4,

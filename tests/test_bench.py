@@ -22,7 +22,7 @@ from vaebal.bench.timing import Spread, Turns
 from vaebal.data import Scenes
 from vaebal.errors import InputError
 from vaebal.models import conv_vae, infogan_vae, init_params, latent_noise
-from vaebal.training.engine import loss_and_terms
+from vaebal.training.vae import loss_and_terms
 
 ROOT = Path(__file__).parent.parent
 BRIEF = Turns(repeats=2, window=0.0)
@@ -372,6 +372,7 @@ def test_a_step_is_measured():
     assert "8×8 pixels" in rendered(measured)
 
 
+@pytest.mark.slow
 def test_the_steps_of_several_configs_make_one_table():
     convolutional = tiny(celeba64_gamma)
     convolutional.data.resolution = 16
@@ -386,6 +387,7 @@ def test_the_steps_of_several_configs_make_one_table():
     assert f"{rows[0].flops_per_image / 1e6:,.1f}" in text
 
 
+@pytest.mark.slow
 def test_a_sweep_is_measured(tmp_path):
     measured = sweep.measure(tiny(), turns=BRIEF, members=2, kappa=3, steps=2, with_torch=False)
     assert list(measured.stacked) == [1, 2]
@@ -417,6 +419,7 @@ def test_scaling_over_one_device_is_told_to_be_none():
     assert "one device only" in page.render(scaling.page(measured), [], math.nan)
 
 
+@pytest.mark.slow
 def test_feeding_is_measured():
     config = tiny(celeba64_gamma)
     config.model.network, config.data.resolution = "mlp", 8
@@ -453,6 +456,7 @@ def test_every_batch_is_drawn(monkeypatch):
 # ---- PyTorch ----
 
 
+@pytest.mark.torch
 def test_tiny_run_with_torch(torch):
     measured = tiny_step()
     (one,) = measured.steps
@@ -463,6 +467,7 @@ def test_tiny_run_with_torch(torch):
     assert any(name == "PyTorch" for name, _ in measured.machine)
 
 
+@pytest.mark.torch
 def test_failing_compiler_is_left_out(torch, monkeypatch, capsys):
     def broken(net, **options):
         raise RuntimeError("no C++ compiler in /some/where")
@@ -474,6 +479,7 @@ def test_failing_compiler_is_left_out(torch, monkeypatch, capsys):
     assert "/some/where" not in rendered(measured) + capsys.readouterr().err
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(
     "changes",
     [
@@ -526,11 +532,13 @@ def trained(torch, small_vae, pixels, train):
     return {name for name, p in net.named_parameters() if torch.equal(p, before[name])}
 
 
+@pytest.mark.torch
 def test_torch_steps_learn(torch, small_vae, pixels):
     with pytorch.torch_at_its_best() as torch:
         assert trained(torch, small_vae, pixels, pytorch.torch_training) == set()
 
 
+@pytest.mark.torch
 @pytest.mark.filterwarnings("ignore")  # its own, on import
 def test_pythaes_trainer_learns_on_the_same_layers(torch, small_vae, pixels):
     pytest.importorskip("pythae")

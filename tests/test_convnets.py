@@ -6,12 +6,12 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from vaebal.training.engine import loss_and_terms
 
 from vaebal.models import conv_vae, convnets, infogan_vae, init_params, latent_noise, mlp_vae
 from vaebal.streams import stream
 from vaebal.theory import collapse
 from vaebal.theory.hessian import hessian_vector_product
+from vaebal.training.vae import loss_and_terms
 
 SHAPE, K = (8, 8, 2), 3  # two scales at patch 1: 8 and 4
 
@@ -225,7 +225,12 @@ def test_an_image_does_not_know_its_batch(build, x):
 
 @pytest.mark.parametrize(
     "build",
-    [small_conv, functools.partial(small_conv, residual=False), small_infogan, small_skip],
+    [
+        small_conv,
+        pytest.param(functools.partial(small_conv, residual=False), marks=pytest.mark.slow),
+        pytest.param(small_infogan, marks=pytest.mark.slow),
+        small_skip,
+    ],
 )
 def test_gradients_and_curvature_are_those_of_finite_differences(build, x):
     """Along one direction, in float64: the gradient, and the Hessian (forward over reverse)."""
@@ -291,6 +296,7 @@ def test_a_collapsed_latent_is_one_that_is_not_there(build, x):
     assert np.abs(whole.x_hat - without.x_hat).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_rematerialised_blocks_are_the_same_net_in_less_memory(x):
     """Same parameters, loss and gradient; less than half is kept for it, 32 images of 64 px.
 

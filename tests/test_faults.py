@@ -13,11 +13,11 @@ import jax
 import numpy as np
 import pytest
 from kills import stress
-from small_run import trainer
-from vaebal.training.engine import fit
+from small_run import small_program
 
 from vaebal.errors import CheckpointError, Preempted
 from vaebal.training import checkpoints as module
+from vaebal.training import fit
 from vaebal.training.checkpoints import Checkpoints
 
 # What TensorStore's threads still have to say when a save or a restore has failed.
@@ -39,7 +39,7 @@ def nothing_left_behind():
 @pytest.fixture(scope="module")
 def small():
     """One compiled program for all tests here."""
-    return trainer()
+    return small_program()
 
 
 def run_fit(small, directory, report=lambda *_: None):
@@ -69,22 +69,81 @@ def kept(directory):
         return checkpoints.latest
 
 
-@pytest.mark.parametrize("moment", [1, 4, 9])
-def test_sigterm_saves_at_once_and_the_next_start_ends_the_same(small, end, tmp_path, moment):
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [(1, signal.SIGTERM), (4, signal.SIGTERM), (4, signal.SIGINT), (9, signal.SIGTERM)],
+)
+def test_a_notice_saves_at_once_and_the_next_start_ends_the_same(
+    small, end, tmp_path, moment, number
+):
     """At a checkpoint (4) or between two; the notice comes while the next epoch is trained."""
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
 
     def report(epoch, *_):
         if epoch == moment:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
     with pytest.raises(Preempted, match=f"after epoch {moment + 1} of 10, .*{tmp_path}"):
         run_fit(small, tmp_path, report)
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
     assert kept(tmp_path) == moment + 1
     epochs = []
     assert_identical(run_fit(small, tmp_path, lambda epoch, *_: epochs.append(epoch)), end)
     assert epochs == list(range(moment + 2, EPOCHS + 1))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_notice_during_the_last_save_is_not_forgotten(small, end, tmp_path, number, monkeypatch):
+    """What would come after training, as an evaluation of hours, does not begin."""
+    save = Checkpoints.save
+
+    def told(self, epoch, state):
+        save(self, epoch, state)
+        if epoch == EPOCHS:
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", told)
+        with pytest.raises(Preempted, match="after epoch 10 of 10, saved in"):
+            run_fit(small, tmp_path)
+    assert kept(tmp_path) == EPOCHS
+    assert_identical(run_fit(small, tmp_path, lambda *_: pytest.fail("trained again")), end)
+
+
+def test_a_notice_during_the_last_save_of_members_that_all_stopped_is_not_forgotten(
+    small, tmp_path, monkeypatch
+):
+    """Their training ends before the last epoch."""
+    members = jax.device_get(small.members)
+    spoiled = members._replace(gamma=np.full_like(members.gamma, np.nan))
+    none = small.on(spoiled, small.rows, given=small._given)
+    save = Checkpoints.save
+
+    def told(self, epoch, state):
+        save(self, epoch, state)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", told)
+        with pytest.raises(Preempted, match="after epoch 2 of 10"):
+            run_fit(none, tmp_path)
+
+
+def test_a_second_ctrl_c_does_not_wait(small, end, tmp_path):
+    """The first is a notice, to which the epoch in training is finished; the second is none."""
+    before = signal.getsignal(signal.SIGINT)
+
+    def report(epoch, *_):
+        assert epoch == 1
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("went on")
+
+    with pytest.raises(KeyboardInterrupt):
+        run_fit(small, tmp_path, report)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert kept(tmp_path) is None
+    assert_identical(run_fit(small, tmp_path), end)
 
 
 def test_a_run_goes_on_from_before_a_damaged_checkpoint_to_the_same_end(small, end, tmp_path):
@@ -131,6 +190,7 @@ def main(workdir, *arguments, shell=""):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_main_leaves_on_sigterm_with_the_code_for_another_try(tmp_path):
     process = main(tmp_path, "--config.train.epochs=100000")
     with process:
@@ -143,6 +203,7 @@ def test_main_leaves_on_sigterm_with_the_code_for_another_try(tmp_path):
     assert said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_main_says_that_the_disk_is_full(tmp_path):
     """No file may grow beyond what the config takes: a checkpoint is the first that would."""
     process = main(

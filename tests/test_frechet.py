@@ -10,6 +10,7 @@ def _covariance(rng, features, rank):
     return factor @ factor.T / rank
 
 
+@pytest.mark.slow
 def test_one_apart_in_2048_dimensions_is_exactly_2048():
     none, eye = np.zeros(2048), np.eye(2048)
     assert frechet_distance(none, eye, none + 1, eye) == 2048

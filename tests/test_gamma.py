@@ -1,5 +1,6 @@
 """The experiment on gamma's descent, end to end on a tiny problem, and its parts by themselves."""
 
+import functools
 import json
 import math
 
@@ -8,15 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import celeba64_gamma, celeba128_gamma, rendered64_gamma
+from configs import celeba64_gamma, celeba128_gamma, network_gamma, rendered64_gamma
 from vaebal.data import manifold
 from vaebal.errors import Diverged, InputError
+from vaebal.experiments.cells import Cells
+from vaebal.experiments.gamma import arms as gamma_arms
+from vaebal.experiments.gamma import evaluate as gamma_evaluate
 from vaebal.experiments.gamma import fields
 from vaebal.experiments.gamma import page as gamma_report
 from vaebal.experiments.gamma import run as gamma
+from vaebal.measures.factors import factor_r2, factor_shares
 from vaebal.models import init_params, prior_samples
 from vaebal.streams import stream
-from vaebal.training.engine import Optimisation, init_state
+from vaebal.training import Optimisation, gaussian_vae
+from vaebal.training.step import init_state
 
 ARMS = ("adaptive", "fixed at adaptive", "learned 1e-2", "adam 1e-2", "annealed 1.0 to adaptive")
 RANKS, SEEDS, STEPS = (1, 2), (0, 1), 8
@@ -61,7 +67,7 @@ def test_every_run_has_a_whole_row_and_history(finished):
         history = list(map(json.loads, (folder / "history.jsonl").read_text().splitlines()))
         assert [entry["epoch"] for entry in history] == [1, 2]
         assert history[-1]["gamma"] == pytest.approx(row["gamma"], rel=1e-6)
-        with np.load(folder / "pictures.npz") as pictures:
+        with np.load(folder / "arrays.npz") as pictures:
             assert all(pictures[name].shape == (4, 192) for name in pictures)
     assert all((path / name).exists() for name in ("table.md", "speed.png", "dimensions.png"))
 
@@ -99,19 +105,40 @@ def test_gamma_moves_at_the_speed_of_its_arm(finished):
 
 def test_learned_and_fixed_start_as_the_same_network(finished):
     path, _ = finished
-    session = gamma.Session(tiny(), path)
-    images, _ = session.data(2)
-    settings = Optimisation(1e-3, 1e-4, 2, STEPS, 20.0, "adaptive")
-    start = jax.jit(
-        lambda member: init_state(session.model(images), settings, member, jnp.full(192, 0.5))
-    )
-    states = [
-        start(session.member(gamma.Run(text, 2, 1), gamma.parse_arm(text, 0.02)))
-        for text in ("adaptive", "fixed at adaptive")
-    ]
-    gammas = [float(state.params.pop("log_gamma")) for state in states]
+    config, cells = tiny(), Cells(path)
+    data, found = gamma.Data(config), {arm.name: arm for arm in gamma_arms.arms(config)}
+    programs = gamma.Programs(config, cells, data, found)
+    run = gamma.Run("adaptive", 2, 1)
+    objective = gaussian_vae(gamma.build_model(config, data.of(run).image_shape))
+    settings = Optimisation(1e-3, 1e-4, 2, STEPS, 20.0)
+    states = []
+    for name in ("adaptive", "fixed at adaptive"):
+        rule = gamma_arms.rule(found[name].kind, config, 192, STEPS)
+        member = programs.member(run._replace(arm=name))
+        start = jax.jit(functools.partial(init_state, objective, settings, rule))
+        states.append(start(member, jnp.full(192, 0.5)))
+    gammas = [float(state.homotopy.log_gamma) for state in states]
     assert gammas[0] > gammas[1] + 0.01
-    jax.tree.map(np.testing.assert_array_equal, states[0].params, states[1].params)
+    jax.tree.map(np.testing.assert_array_equal, states[0].weights, states[1].weights)
+
+
+def test_every_training_seed_has_data_of_its_own(finished):
+    """The same for all arms of a seed; not where the data are not drawn here."""
+    _, rows = finished
+    config = tiny(data__seed=3)
+    of = lambda rank, seed, arm="adaptive": gamma.data_seed(config, gamma.Run(arm, rank, seed))  # noqa: E731
+    assert [of(2, seed) for seed in (0, 1, 5)] == [3, 4, 8]
+    assert of(2, 1, "learned 1e-2") == of(2, 1)
+    assert [of(0, seed) for seed in (0, 5)] == [0, 0]
+    for (_, _, seed), row in rows.items():
+        assert row["data_seed"] == seed
+    starts = {rows["learned 1e-2", rank, seed]["gamma_start"] for rank in RANKS for seed in SEEDS}
+    assert len(starts) == 4
+    data = gamma.Data(config)
+    first, second = (data.of(gamma.Run("adaptive", 2, seed)).train for seed in SEEDS)
+    assert np.abs(first - second).max() > 0.1
+    again = manifold("linear", rank=2, resolution=8, train_size=64, test_size=32, seed=4).train
+    np.testing.assert_array_equal(second, again)
 
 
 def test_latents_never_opened_are_evaluated_as_the_priors(tmp_path, monkeypatch):
@@ -131,13 +158,36 @@ def test_latents_never_opened_are_evaluated_as_the_priors(tmp_path, monkeypatch)
     assert min(whole["kl_per_dimension"]) > 0
 
 
+@pytest.mark.slow
+def test_the_adaptive_homotopy_ends_with_as_many_active_latents_as_dimensions(tmp_path):
+    """On a curved manifold of r = 2, of ten latents; gamma learned fast wakes more of them."""
+    config = network_gamma.get_config()
+    changes = {
+        "data.ranks": (2,), "data.train_size": 8000, "data.test_size": 1000, "model.latents": 10,
+        "train.seeds": (0,), "train.arms": ("adaptive", "learned 1e-1"), "train.epochs": 100,
+        "train.patience": 300, "train.epochs_per_chunk": 100,
+    }  # fmt: skip
+    config.update_from_flattened_dict(changes)
+    jax.config.update("jax_disable_most_optimizations", False)  # here it computes far more
+    try:
+        adaptive, fast = gamma.run(config, str(tmp_path))
+    finally:
+        jax.config.update("jax_disable_most_optimizations", True)
+    assert (adaptive["open"], adaptive["active_0.01"], adaptive["informative"]) == (2, 2, 2)
+    assert min(adaptive["factor_r2"]) > 0.9
+    # Stationary, once released.
+    assert abs(adaptive["gamma_residual_relative"]) < 0.1
+    assert adaptive["gamma"] < 1e-2 * adaptive["gamma_start"]
+    assert fast["active_0.01"] > 2
+
+
 def test_the_same_command_again_trains_nothing(finished, monkeypatch):
     path, rows = finished
 
     def refuse(*args, **options):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(gamma, "Trainer", refuse)
+    monkeypatch.setattr(gamma.Programs, "of", refuse)
     monkeypatch.setattr(gamma_report, "write", lambda *args: None)
     again = gamma.run(tiny(), str(path))
     assert again == list(rows.values())
@@ -159,13 +209,13 @@ def test_a_run_that_stops_takes_with_it_those_that_need_its_gamma_and_no_other(
     finished, tmp_path, monkeypatch
 ):
     _, whole = finished
-    member = gamma.Session.member
+    member = gamma.Programs.member
 
-    def spoiled(session, run, arm):
+    def spoiled(programs, run):
         lost = (run.arm, run.seed) == ("adaptive", 1)
-        return member(session, run, arm)._replace(**{"gamma_start": math.nan} if lost else {})
+        return member(programs, run)._replace(**{"gamma": math.nan} if lost else {})
 
-    monkeypatch.setattr(gamma.Session, "member", spoiled)
+    monkeypatch.setattr(gamma.Programs, "member", spoiled)
     config = tiny(data__ranks=(2,))
     with pytest.raises(Diverged) as error:
         gamma.run(config, str(tmp_path))
@@ -185,7 +235,7 @@ def test_a_run_that_stops_takes_with_it_those_that_need_its_gamma_and_no_other(
         for name in ("gamma", "error_mean", "negative_elbo"):
             assert row[name] == pytest.approx(expected[name], rel=1e-4), name
 
-    monkeypatch.setattr(gamma, "Trainer", None)
+    monkeypatch.setattr(gamma.Programs, "of", None)
     with pytest.raises(Diverged) as error:
         gamma.run(config, str(tmp_path))
     assert str(error.value) == said
@@ -196,12 +246,17 @@ def test_rows_too_large_for_the_device_are_streamed_into_the_same_run(
 ):
     _, rows = finished
     monkeypatch.setattr(gamma_report, "write", lambda *args: None)
-    monkeypatch.setattr(gamma, "Trainer", None)
-    changes = {"data__ranks": (2,), "train__arms": ("adaptive",), "train__device_bytes": 49151}
+    monkeypatch.setattr(gamma, "Program", None)
+    monkeypatch.setattr(gamma, "mean_image", None)  # which takes them all to the device
+    passes, real = [], gamma.host_mean_image
+    monkeypatch.setattr(gamma, "host_mean_image", lambda *a: passes.append(1) or real(*a))
+    changes = {"data__ranks": (2,), "train__device_bytes": 49151}
+    changes |= {"train__arms": ("adaptive", "learned 1e-2")}
     for streamed in gamma.run(tiny(**changes), str(tmp_path)):  # 64 rows of 192 floats
-        stored = rows["adaptive", 2, streamed["seed"]]
+        stored = rows[streamed["arm"], 2, streamed["seed"]]
         for name in ("gamma", "error_mean", "negative_elbo", "kl"):
             assert streamed[name] == pytest.approx(stored[name], rel=1e-4), name
+    assert len(passes) == len(SEEDS)  # whatever the arms
 
 
 @pytest.fixture(scope="module")
@@ -216,8 +271,8 @@ def largest_eigenvalue(rows):
 
 def test_gamma_starts_at_the_largest_variance(flat):
     expected = largest_eigenvalue(flat.train)
-    assert gamma.largest_variance(flat) == pytest.approx(expected, rel=1e-4)
-    assert gamma.largest_variance(flat, rows=50) == pytest.approx(
+    assert gamma_evaluate.largest_variance(flat) == pytest.approx(expected, rel=1e-4)
+    assert gamma_evaluate.largest_variance(flat, rows=50) == pytest.approx(
         largest_eigenvalue(flat.train[:50]), rel=1e-4
     )
 
@@ -229,7 +284,7 @@ def test_the_residuals_largest_variance(flat):
     mean, _ = model.apply({"params": params}, flat.test, method="encode")
     residual = flat.test - model.apply({"params": params}, mean, method="decode")
     for block, used in ((40, 40), (100, 64)):
-        got = gamma.residual_variance(model, params, flat, block)
+        got = gamma_evaluate.residual_variance(model, params, flat, block)
         assert got == pytest.approx(largest_eigenvalue(residual[:used]), rel=1e-3)
 
 
@@ -239,7 +294,7 @@ def test_factors_are_recovered_from_latents_that_hold_them_and_from_no_others():
     turned = np.sqrt(factors) @ rng.normal(size=(2, 2))
 
     def r2(z):
-        return np.array(gamma.factor_r2(z[:3000], factors[:3000], z[3000:], factors[3000:]))
+        return np.array(factor_r2(z[:3000], factors[:3000], z[3000:], factors[3000:]))
 
     assert (r2(factors) > 0.99).all()
     assert (r2(turned) > 0.98).all()
@@ -259,8 +314,8 @@ def test_the_share_of_a_latent_that_one_factor_explains():
     z = np.c_[z, np.ones(a.size)]
     expected = [[1, 0], [1, 0], [0.2, 0.8], [0, 0], [0, 0], [0, 0]]
     # Ten bins leave a hundredth of a factor's own variance within them, and 1/25 of its square's.
-    np.testing.assert_allclose(gamma.factor_shares(z, factors.T), expected, atol=0.05)
-    few = [gamma.factor_shares(rng.normal(size=(60, 1)), rng.uniform(size=(60, 1)))[0, 0]
+    np.testing.assert_allclose(factor_shares(z, factors.T), expected, atol=0.05)
+    few = [factor_shares(rng.normal(size=(60, 1)), rng.uniform(size=(60, 1)))[0, 0]
            for _ in range(400)]  # fmt: skip
     assert abs(np.mean(few)) < 4 * np.std(few) / 20
 
@@ -272,13 +327,14 @@ def test_the_share_of_a_latent_that_one_factor_explains():
         ("guarded", ("guarded", 0.02, "")),
         ("learned 1e-3", ("learned", 1e-3, "")),
         ("adam .5", ("adam", 0.5, "")),
+        ("held .2", ("held", 0.2, "")),
         ("annealed 2e-3 to learned 1e-3", ("annealed", 2e-3, "learned 1e-3")),
         ("fixed at annealed 2e-3 to adaptive", ("fixed", 0.0, "annealed 2e-3 to adaptive")),
     ],
 )
 def test_arms_are_read(text, expected):
-    arm = gamma.parse_arm(text, 0.02)
-    assert (arm.name, (arm.kind, arm.rate, arm.of)) == (text, expected)
+    arm = gamma_arms.parse(text, 0.02)
+    assert (arm.name, (arm.kind, arm.number, arm.of)) == (text, expected)
 
 
 @pytest.mark.parametrize(
@@ -291,7 +347,7 @@ def test_arms_are_read(text, expected):
 )
 def test_arms_that_none_spells_are_told(text):
     with pytest.raises(InputError, match=r"^train\.arms holds .*'learned RATE'") as error:
-        gamma.parse_arm(text, 0.02)
+        gamma_arms.parse(text, 0.02)
     assert repr(text) in str(error.value)
 
 
@@ -302,13 +358,14 @@ def test_arms_that_none_spells_are_told(text):
         (("adaptive", "fixed at learned 1e-3"), "'learned 1e-3' is not run before it"),
         (("annealed 1e-3 to adaptive",), "'adaptive' is not run before it"),
         (("adaptive", "fixed at adaptive", "fixed at fixed at adaptive"), "no γ of its own"),
+        (("held .1", "annealed 1.0 to held .1"), "no γ of its own"),
         (("adaptive", "adaptive"), "none twice"),
         ((), "at least one"),
     ],
 )
 def test_arms_in_an_impossible_order_are_told(arms, message):
     with pytest.raises(InputError, match=rf"^train\.arms.*{message}"):
-        gamma.arms(tiny(train__arms=arms))
+        gamma_arms.arms(tiny(train__arms=arms))
 
 
 @pytest.mark.parametrize(

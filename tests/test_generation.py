@@ -9,6 +9,7 @@ import pytest
 from configs import celeba128_generation, digits_generation, mnist_generation, rendered64_generation
 from vaebal.data import load
 from vaebal.errors import InputError
+from vaebal.experiments import cells
 from vaebal.experiments.generation import page as generation_report
 from vaebal.experiments.generation import run as generation
 from vaebal.experiments.generation import scores as generation_scores
@@ -18,6 +19,7 @@ from vaebal.experiments.generation.stages import Stage
 from vaebal.generation import classifier, stages
 from vaebal.measures import inception
 from vaebal.measures.frechet import frechet_distance
+from vaebal.training.progress import Progress
 
 
 def tiny():
@@ -83,7 +85,7 @@ def test_stages_are_finished_in_order_and_each_has_its_own_folder(finished):
 
 def test_what_is_finished_is_not_trained_again(finished, monkeypatch):
     path, rows = finished
-    monkeypatch.setattr(generation_stages, "fit", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(cells, "fit", lambda *_, **__: pytest.fail("trained again"))
     monkeypatch.setattr(
         generation_scores.Scorer, "__call__", lambda *_: pytest.fail("scored again")
     )
@@ -94,61 +96,70 @@ def test_a_pipeline_killed_in_a_later_stage_goes_on_to_the_same_numbers(
     finished, tmp_path, monkeypatch
 ):
     path, rows = finished
-    work = tmp_path / "work"
+    work, last = tmp_path / "work", "vae_plus_pixels_seed0"
     # As a kill in the second stage's third epoch leaves it: what comes later does not exist.
     shutil.copytree(path, work)
-    shutil.rmtree(work / "evaluation")
-    shutil.rmtree(work / "stages" / "vae_plus_pixels_seed0")
-    real, trained = generation_stages.fit, []
+    for made in ("evaluation", f"stages/{last}", f"checkpoints/{last}"):
+        shutil.rmtree(work / made)
+    real, trained = cells.fit, []
 
-    def killed(fitter, *, report, **options):
-        def stop(epoch, metrics):
-            report(epoch, metrics)
+    def killed(program, *, report, **options):
+        def stop(epoch, *told):
+            report(epoch, *told)
             if epoch == 3:
                 raise KeyboardInterrupt
 
-        return real(fitter, report=stop, **options)
+        return real(program, report=stop, **options)
 
-    def counted(fitter, **options):
-        trained.append(options["checkpoints"].directory.parent.name)
+    def counted(program, **options):
+        trained.append(options["checkpoints"].directory.name)
         assert options["checkpoints"].latest == 2
-        return real(fitter, **options)
+        return real(program, **options)
 
-    monkeypatch.setattr(generation_stages, "fit", killed)
+    monkeypatch.setattr(cells, "fit", killed)
     with pytest.raises(KeyboardInterrupt):
         generation.run(tiny(), str(work))
-    assert not (work / "stages" / "vae_plus_pixels_seed0" / "row.json").exists()
-    monkeypatch.setattr(generation_stages, "fit", counted)
+    assert not (work / "stages" / last / "row.json").exists()
+    monkeypatch.setattr(cells, "fit", counted)
     assert without_times(generation.run(tiny(), str(work))) == without_times(rows)
-    assert trained == ["vae_plus_pixels_seed0"]
+    assert trained == [last]
     ours, theirs = (
-        json.loads((place / "stages" / "vae_plus_pixels_seed0" / "row.json").read_text())
-        for place in (work, path)
+        json.loads((place / "stages" / last / "row.json").read_text()) for place in (work, path)
     )
     assert without_times([ours]) == without_times([theirs])
 
 
-class Asked(Exception):
-    """In place of training: says which stage would be trained."""
+def test_a_stage_comes_after_the_one_it_needs(tmp_path):
+    """In both spaces, and of every seed; the seeds of a small stage train together."""
+    config = tiny()
+    config.train.seeds, config.vae.spaces = (0, 3), ("codes", "pixels")
+    groups = session_of(config, tmp_path).groups
+    assert [name for name in groups if "vae" in name] == [
+        f"{name}_seed0-3"
+        for name in ("vae_codes", "vae_plus_codes", "vae_pixels", "vae_plus_pixels")
+    ]
+    done = []
+    for stage in (stage for group in groups.values() for stage in group):
+        assert stage.before is None or stage.before in done
+        done.append(stage)
+    assert len(done) == 2 * 6 + 1
 
 
-def test_a_later_stage_makes_the_one_it_needs_first(finished, tmp_path, monkeypatch):
-    """`make` on a second stage, as the folders of those before it appear one by one."""
+def test_a_seed_among_others_is_the_seed_alone(finished, tmp_path):
     path, _ = finished
-
-    def ask(fitter, *, checkpoints, **options):
-        raise Asked(checkpoints.directory.parent.name)
-
-    monkeypatch.setattr(generation_stages, "fit", ask)
-    session = session_of(tiny(), tmp_path)
-    for name in ("ae_seed0", "vae_pixels_seed0", "vae_plus_pixels_seed0"):
-        with (
-            generation_stages.StageProgress(3, tmp_path / "tensorboard") as progress,
-            pytest.raises(Asked, match=f"^{name}$"),
-        ):
-            generation_stages.make(session, Stage("vae_plus_pixels", 0), progress)
-        shutil.rmtree(tmp_path / "stages" / name)
-        shutil.copytree(path / "stages" / name, tmp_path / "stages" / name)
+    config = tiny()
+    config.train.seeds = (0, 1)
+    session = session_of(config, tmp_path)
+    with Progress(2, tmp_path / "tensorboard") as progress:
+        for name in ("ae_seed0-1", "vae_pixels_seed0-1"):
+            generation_stages.make(session, name, session.groups[name], progress)
+    for stage in ("ae", "vae_pixels"):
+        alone = json.loads((path / "stages" / f"{stage}_seed0" / "row.json").read_text())
+        among, other = (session.cells.row(Stage(stage, seed)) for seed in (0, 1))
+        assert set(among) == set(alone)
+        for name in ("loss", "squared_error"):
+            assert among[name] == pytest.approx(alone[name], rel=1e-3), (stage, name)
+            assert other[name] != pytest.approx(alone[name], rel=1e-3), (stage, name)
 
 
 def test_an_unfinished_stage_is_refused_where_it_is_asked_for(finished):

@@ -455,6 +455,7 @@ def test_torch_files_are_read_without_torch(content, tmp_path):
     _assert_same_arrays(_read(content, tmp_path), _ARRAYS)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("is_zip", [False, True])
 def test_torch_files_are_read_as_torch_writes_them(is_zip, tmp_path):
     torch = pytest.importorskip("torch")
@@ -632,6 +633,7 @@ class _InTorch(_RandomWeights):
         return self.torch.cat(tensors, 1)
 
 
+@pytest.mark.torch
 @pytest.mark.slow
 def test_features_are_pytorchs(tmp_path):
     """At full size, from uint8 images and a file of torch.save."""

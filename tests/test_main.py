@@ -149,9 +149,7 @@ def test_rows_are_consistent(finished):
 
 def test_a_second_start_does_nothing_again(finished, monkeypatch, capsys):
     path, rows = finished
-    monkeypatch.setattr(
-        "vaebal.experiments.kappa_sweep.run.make_trainer", None
-    )  # would fail if called
+    monkeypatch.setattr(kappa_sweep, "make_program", None)  # would fail if called
     assert run(tiny(), str(path)) == rows
     assert capsys.readouterr().out.count("finished before") == 2
 
@@ -171,8 +169,8 @@ def test_an_unfinished_member_alone_is_done_again(finished):
 def test_a_member_that_stops_is_named_and_the_others_are_reported(finished, tmp_path, monkeypatch):
     """With one seed of kappa = 3 spoiled, and no skips; its row holds no number."""
     member = kappa_sweep.Member
-    spoiled = lambda seed, kappa, gamma, *others, **skips: member(  # noqa: E731
-        seed, kappa, float("nan") if (seed, kappa) == (1, 3) else gamma, *others, **skips
+    spoiled = lambda seed, kappa, gamma, **skips: member(  # noqa: E731
+        seed, kappa, float("nan") if (seed, kappa) == (1, 3) else gamma, **skips
     )
     config, path = tiny(**{"model.skips": ("none",)}), tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -191,7 +189,7 @@ def test_a_member_that_stops_is_named_and_the_others_are_reported(finished, tmp_
     below = 2 + max(i for i, line in enumerate(lines) if line.startswith("|"))
     assert lines[below] == said
 
-    monkeypatch.setattr(kappa_sweep, "make_trainer", None)  # would fail if called
+    monkeypatch.setattr(kappa_sweep, "make_program", None)  # would fail if called
     with pytest.raises(Diverged) as error:
         run(config, str(path))
     assert str(error.value) == said
@@ -255,7 +253,10 @@ def test_other_images_under_a_finished_run_are_refused(finished, monkeypatch):
 
 @pytest.mark.parametrize(
     ("stack", "said", "programs"),
-    [("none", "one program per member", 8), ("all", "all members in one program", 1)],
+    [
+        pytest.param("none", "one program per member", 8, marks=pytest.mark.slow),
+        ("all", "all members in one program", 1),
+    ],
 )
 def test_however_stacked_members_agree(finished, tmp_path, capsys, stack, said, programs):
     """The sweep of one program per skip variant: equal up to rounding over its few steps."""
@@ -284,6 +285,7 @@ def tiny_flags():
     return flags
 
 
+@pytest.mark.slow
 def test_eight_devices_train_as_one(finished, tmp_path):
     """Four members on 4 × 2 virtual devices; the numbers are those of one."""
     done = main(

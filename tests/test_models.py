@@ -167,7 +167,7 @@ def test_skips_of_convolutional_nets_switch_alone():
     assert shapes(conv_vae, gamma=None) == shapes(conv_vae) | {"log_gamma": ()}
 
 
-@pytest.mark.parametrize("build", [conv_vae, infogan_vae])
+@pytest.mark.parametrize("build", [conv_vae, pytest.param(infogan_vae, marks=pytest.mark.slow)])
 def test_padding_the_latents_of_a_convolutional_net_changes_nothing(build):
     """K = 9 with kappa = 5 starts as the model of K = 5, and the rest is the prior."""
     x = jax.random.uniform(jax.random.key(0), (3, 64))

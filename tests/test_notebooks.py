@@ -98,6 +98,7 @@ def test_outputs_are_stored_clean(path):
     assert path.stat().st_size < 500_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["affine_landscape", "why_h_needs_an_infinite_slope"])
 def test_stored_outputs_are_those_of_the_present_code(executed, name):
     """Word for word, and number for number; the third notebook trains, which rounding changes."""
@@ -112,6 +113,7 @@ def test_stored_outputs_are_those_of_the_present_code(executed, name):
     np.testing.assert_allclose(values[0], values[1], rtol=0.05, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_affine_landscape(executed):
     text = executed("affine_landscape")
     config = theorem1_config.get_config()
@@ -145,6 +147,7 @@ def test_affine_landscape(executed):
     assert error == pytest.approx(3e-6)
 
 
+@pytest.mark.slow
 def test_where_deep_vaes_collapse(executed):
     text = executed("where_deep_vaes_collapse")
     gradients = {name: [float(cell) for cell in cells]
@@ -176,6 +179,7 @@ def test_where_deep_vaes_collapse(executed):
     assert bare_small > 0.02 * bare
 
 
+@pytest.mark.slow
 def test_why_h_needs_an_infinite_slope(executed):
     text = executed("why_h_needs_an_infinite_slope")
     for formula in ("sqrt(u)", "u^0.25"):

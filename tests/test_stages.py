@@ -5,13 +5,23 @@ import optax
 import pytest
 from PIL import Image
 
+from vaebal import homotopy
 from vaebal.generation import stages
 from vaebal.measures.mmd import SCALES, imq_mmd2, imq_mmd2_to_normal
 from vaebal.models import init_params, latent_noise
 from vaebal.models.gaussians import isotropic_nll
 from vaebal.streams import stream
-from vaebal.training.engine import Optimisation
-from vaebal.training.fitting import Fitter
+from vaebal.training import (
+    Member,
+    Objective,
+    Optimisation,
+    Program,
+    Told,
+    member_params,
+    shared_given,
+    stack_members,
+)
+from vaebal.training.vae import loss_and_terms
 
 C = 3  # code dimensions
 
@@ -56,6 +66,25 @@ def test_the_error_in_pixels_is_eq_2_behind_the_frozen_decoder_by_hand(pair):
     assert float(got) == pytest.approx(by_hand.mean(), rel=1e-5)
     assert float(metrics["mean_square"]) == pytest.approx(error.mean() / 16, rel=1e-5)
     assert float(metrics["kl"]) == pytest.approx(kl.mean(), rel=1e-5)
+
+
+def test_without_a_decoder_the_loss_is_the_gaussian_vaes(pair):
+    """The sweeps' own, on the same noise: value, gradients and what gamma follows."""
+    _, _, vae, params, _, codes, _ = pair
+    eps = latent_noise(jax.random.key(5), 8, C)
+    sister = jax.jit(jax.value_and_grad(lambda p: loss_and_terms(vae, p, codes, eps), has_aux=True))
+    ours = jax.jit(
+        jax.value_and_grad(
+            lambda p: stages.vae_loss(vae, p, codes, eps, target=codes), has_aux=True
+        )
+    )
+    (expected, (_, terms)), slopes = sister(params)
+    (got, metrics), gradient = ours(params)
+    assert float(got) == pytest.approx(float(expected), rel=1e-6)
+    error = float(terms.squared_error.mean())
+    assert float(metrics["squared_error"]) == pytest.approx(error, rel=1e-6)
+    assert float(metrics["mean_square"]) == pytest.approx(error / C, rel=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-6), gradient, slopes)
 
 
 def test_the_frozen_decoder_gets_no_gradient_and_passes_one_on(pair):
@@ -202,25 +231,28 @@ def test_a_second_stage_samples_two_modes_that_the_prior_misses(small_vae):
     mean = jnp.asarray(np.concatenate([1.5 * signs, 0 * signs], 1), jnp.float32)
     log_var = jnp.full(mean.shape, jnp.log(0.05))
 
-    def init(key, given):
-        return init_params(vae, key, given)
+    def init(member, given):
+        params = init_params(vae, stream(member.seed, "init"), given)
+        return {name: leaf for name, leaf in params.items() if name != "log_gamma"}
 
-    def loss(params, batch, key, given):
-        to_z, to_eps = jax.random.split(key)
+    def loss(params, batch, at):
+        to_z, to_eps = jax.random.split(stream(at.member.seed, "noise", at.step))
         z = stages.draw_latents(batch["mean"], batch["log_var"], to_z)
-        return stages.vae_loss(vae, params, z, latent_noise(to_eps, *z.shape), target=z)
+        value, metrics = stages.vae_loss(vae, params, z, latent_noise(to_eps, *z.shape), target=z)
+        return value, Told(metrics, metrics["mean_square"])
 
     settings = Optimisation(
         learning_rate=5e-3, final_learning_rate=1e-4, warmup_steps=10, total_steps=1000,
-        clip_norm=20.0, gamma_rule="closed_form",
+        clip_norm=20.0,
     )  # fmt: skip
-    fitter = Fitter("vae_plus", init, loss, settings, batch_size=100, gamma_rate=0.02)
-    rows, given = {"mean": mean, "log_var": log_var}, mean.mean(0)
-    state = fitter.init(0, given)
-    for _ in range(50):
-        state, _ = fitter.epoch(0, state, rows, given)
+    program = Program(
+        Objective(init, loss, dim=2), settings, stack_members([Member(0)]),
+        {"mean": mean, "log_var": log_var}, 100, given=shared_given(mean.mean(0), 1),
+        rule=lambda member: homotopy.closed_form(0.02),
+    )  # fmt: skip
+    params = member_params(program.run(program.init(), 50)[0], 0)
     u, eps = (jax.random.normal(stream(0, name), (2000, 2)) for name in ("u", "eps"))
-    ours = stages.sample_observed(vae, state.params, u, eps)
+    ours = stages.sample_observed(vae, params, u, eps)
     true = stages.draw_latents(mean, log_var, stream(0, "true"))
     gaussian = true.mean(0)[None] + u @ jnp.linalg.cholesky(jnp.cov(true.T)).T
     distances = [float(imq_mmd2(true, each)) for each in (ours, gaussian, u)]
@@ -229,6 +261,6 @@ def test_a_second_stage_samples_two_modes_that_the_prior_misses(small_vae):
     assert distances[0] < distances[2] / 5
     assert distances[2] == pytest.approx(float(imq_mmd2_to_normal(true).value), rel=0.2)
     # Its own latents come closer to the prior than z is: what the second stage is for.
-    u_mean, u_log_var = stages.encode(vae, state.params, true)
+    u_mean, u_log_var = stages.encode(vae, params, true)
     latents = stages.draw_latents(u_mean, u_log_var, stream(0, "latents"))
     assert float(imq_mmd2_to_normal(latents).value) < distances[2] / 5

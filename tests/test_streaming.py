@@ -9,20 +9,23 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from training_runs import data_of, member_of, program
 
-from vaebal.data import mean_image
+from vaebal import homotopy
+from vaebal.data import host_mean_image, mean_image
 from vaebal.models import mlp_vae
-from vaebal.training import streaming
+from vaebal.training import Member, Program, Streamed, fit, stack_members
 from vaebal.training.checkpoints import Checkpoints
-from vaebal.training.engine import Member, Optimisation, Trainer, fit, stack_members
-from vaebal.training.streaming import StreamingTrainer, host_mean_image
 
 B = 20  # 4 steps an epoch, 16 of the 96 rows left over
-SETTINGS = Optimisation(3e-3, 1e-4, 5, 600, 20.0, "adaptive")
 
 
 def members(seeds):
-    return stack_members([Member(seed, 5, 1.0, 0.02, gamma_guard=0.5) for seed in seeds])
+    return stack_members([Member(seed, 5, rule={"guard": 0.5}) for seed in seeds])
+
+
+def guarded(member):
+    return homotopy.guarded(0.02, dim=16, guard=member.rule["guard"], memory=10)
 
 
 @pytest.fixture(scope="module")
@@ -35,21 +38,21 @@ def rows(tmp_path_factory):
     return np.load(path, mmap_mode="r")
 
 
-def build(trainer, rows):
+def build(kind, rows):
     """Of seeds 0 and 7; chunks of 3 steps cross the epochs of 4."""
     model = mlp_vae(
         outputs=16, latents=5, width=12, encoder_layers=2, decoder_blocks=1,
         activation=jax.nn.silu, residual=True, affine_skip=True,
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(streaming, "CHUNK_BYTES", 3 * 2 * B * 16)
-        return trainer(model, SETTINGS, members((0, 7)), rows, B)
+        patch.setattr(sys.modules[Streamed.__module__], "CHUNK_BYTES", 3 * 2 * B * 16)
+        return program(model, members((0, 7)), rows, B, rule=guarded, build=kind)
 
 
 @pytest.fixture(scope="module")
 def both(rows):
     """Streaming and from the device."""
-    return build(StreamingTrainer, rows), build(Trainer, np.asarray(rows))
+    return build(Streamed, rows), build(Program, np.asarray(rows))
 
 
 def assert_close(got, expected):
@@ -75,12 +78,12 @@ def test_the_run_is_that_of_the_rows_on_the_device(both):
 
 def test_fit_resumes_at_the_states_step(both, tmp_path):
     """Stopped after one epoch and begun again elsewhere: bit for bit the uninterrupted run."""
-    trainer, _ = both
+    streamed, _ = both
 
     def fitted(folder, epochs):
         with Checkpoints(tmp_path / folder) as checkpoints:
             return fit(
-                trainer, epochs=epochs, epochs_per_chunk=1, epochs_per_checkpoint=2,
+                streamed, epochs=epochs, epochs_per_chunk=1, epochs_per_checkpoint=2,
                 checkpoints=checkpoints, report=lambda *args: None,
             )  # fmt: skip
 
@@ -91,31 +94,24 @@ def test_fit_resumes_at_the_states_step(both, tmp_path):
 
 def test_a_member_that_stops_leaves_the_others_their_batches(both, rows):
     """The first of two, at step 0: the second still gets the batches of its own step."""
-    spoiled = members((0, 7))._replace(gamma_start=np.float32([np.nan, 1.0]))
+    spoiled = members((0, 7))._replace(gamma=np.float32([np.nan, 1.0]))
     ends = []
     for stack in (members((0, 7)), spoiled):
-        streamed = both[0].on(stack, rows)
+        streamed = both[0].on(**data_of(stack, rows))
         state, _ = streamed.run(streamed.init(), 1)
         ends.append(streamed.run(state, 2)[0])
     assert ends[1].stopped.tolist() == [0, -1]
     assert ends[1].step.tolist() == [0, 12]
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[1], b[1]), *ends)
+    jax.tree.map(np.testing.assert_array_equal, *(member_of(end, 1) for end in ends))
 
 
 def test_a_program_serves_other_members_and_rows(both, rows):
     streamed, resident = both
     other = np.ascontiguousarray(255 - rows[::-1])
-    got, _ = (t := streamed.on(members((3, 4)), other)).run(t.init(), 1)
-    expected, _ = (t := resident.on(members((3, 4)), other)).run(t.init(), 1)
+    data = data_of(members((3, 4)), other)
+    got, _ = (t := streamed.on(**data)).run(t.init(), 1)
+    expected, _ = (t := resident.on(**data)).run(t.init(), 1)
     assert_close(got, expected)
-
-
-def test_other_members_on_the_same_rows_cost_no_pass_over_them(both, rows, monkeypatch):
-    streamed, _ = both
-    monkeypatch.setattr(streaming, "host_mean_image", None)
-    start = streamed.on(members((7, 0)), rows).init().params
-    expected = jax.tree.map(lambda leaf: leaf[::-1], streamed.init().params)
-    assert_close(start, expected)
 
 
 def test_the_mean_reads_a_block_at_a_time(rows):
@@ -137,7 +133,7 @@ def test_the_mean_reads_a_block_at_a_time(rows):
 
 def test_no_chunk_is_sent_before_the_one_before_the_last_is_trained_on(both, rows, monkeypatch):
     """However long the run, two are on the device; and one is always sent ahead."""
-    streamed, unfinished, ahead = both[0].on(members((0, 7)), rows), [], []
+    streamed, unfinished, ahead = both[0].on(**data_of(members((0, 7)), rows)), [], []
     advance, put, wait = (
         streamed._advance,
         jax.make_array_from_process_local_data,
@@ -169,12 +165,12 @@ def test_no_chunk_is_sent_before_the_one_before_the_last_is_trained_on(both, row
 IN_TWO = """
 import sys
 import jax, numpy as np
-from test_streaming import StreamingTrainer, build
+from test_streaming import Streamed, build
 from vaebal.training import devices
 
 devices.join(sys.argv[1], 2, int(sys.argv[2]))
-trainer = build(StreamingTrainer, np.load(sys.argv[3], mmap_mode="r"))
-state, _ = trainer.run(trainer.init(), 3)
+streamed = build(Streamed, np.load(sys.argv[3], mmap_mode="r"))
+state, _ = streamed.run(streamed.init(), 3)
 np.savez(sys.argv[4], *jax.tree.leaves(jax.device_get(state)))
 """
 

@@ -26,7 +26,7 @@ from vaebal.data.feeding import Feeder
 from vaebal.data.rendered import MAX_FACTORS, draw_factors
 from vaebal.errors import InputError
 from vaebal.experiments.report import markdown_table
-from vaebal.training.streaming import CHUNK_BYTES
+from vaebal.training.program import CHUNK_BYTES
 from vaebal.units import to_unit_pixels
 
 DRAWN, FROM_DISK = "drawn on the device", "from disk"
@@ -102,8 +102,8 @@ def _feed(
         seconds = turns(
             {
                 "deliver": deliver,
-                "consume": training(on_device.trainer),
-                "fed": training(fed.trainer),
+                "consume": training(on_device.program),
+                "fed": training(fed.program),
             }
         )
     delivered = images / seconds["deliver"]

@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
+from vaebal import homotopy
 from vaebal.bench.page import Page, with_range
 from vaebal.bench.subjects import (
     build_model,
@@ -16,7 +18,15 @@ from vaebal.bench.subjects import (
 from vaebal.bench.sweep import ladder
 from vaebal.bench.timing import Spread, Turns, spread
 from vaebal.experiments.report import markdown_table
-from vaebal.training.engine import Member, Optimisation, Trainer, mesh_for, stack_members
+from vaebal.training import (
+    Member,
+    Optimisation,
+    Program,
+    gaussian_vae,
+    mesh_for,
+    shared_given,
+    stack_members,
+)
 
 VIRTUAL = 8  # devices that one CPU is made to look like
 
@@ -61,16 +71,17 @@ def measure(
         warmup_steps=train.warmup_steps,
         total_steps=train.epochs * steps,
         clip_norm=train.clip_norm,
-        gamma_rule="closed_form" if model.gamma is None else "fixed",
     )
-    members = stack_members([Member(0, model.latents, config.model.gamma or 0.1, 1e-3)])
+    members = stack_members([Member(0, model.latents, config.model.gamma or 0.1)])
+    given = shared_given(np.full(model.outputs, 0.5, np.float32), 1)
     for count in ladder(len(devices)):
         say(f"compiling for {count} device{'s' * (count > 1)}")
         images = random_images(config, steps * batch_size * count).train
-        trainer = Trainer(
-            model, settings, members, images, batch_size * count, mesh=mesh_for(1, devices[:count])
-        )
-        works[count], compile_seconds[count] = training(trainer), trainer.compile_seconds
+        program = Program(
+            gaussian_vae(model), settings, members, images, batch_size * count, given=given,
+            rule=lambda member: homotopy.closed_form(1e-3), mesh=mesh_for(1, devices[:count]),
+        )  # fmt: skip
+        works[count], compile_seconds[count] = training(program), program.compile_seconds
     say("epochs, in turns")
     seconds = turns(works)
     height, width, _ = image_shape(config)

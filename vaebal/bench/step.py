@@ -158,8 +158,8 @@ def _step(
 ) -> Step:
     """vaebal's epochs, PyTorch's and a step's pieces, in turns with the peak's product."""
     train = subject.config.train
-    works: dict[str, Work] = {OURS: training(subject.trainer)}
-    compile_seconds = {OURS: subject.trainer.compile_seconds}
+    works: dict[str, Work] = {OURS: training(subject.program)}
+    compile_seconds = {OURS: subject.program.compile_seconds}
     if torch is not None:
         net = lambda: pytorch.torch_vae(torch, subject.model, subject.params)  # noqa: E731
         same = {

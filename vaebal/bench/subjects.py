@@ -14,11 +14,12 @@ from vaebal.bench.timing import Work
 from vaebal.data import MANIFOLDS, ImageSet
 from vaebal.errors import InputError
 from vaebal.experiments import checks
+from vaebal.experiments.cells import Cells
 from vaebal.experiments.gamma import run as gamma
+from vaebal.experiments.gamma.arms import arms
 from vaebal.experiments.kappa_sweep import run as kappa_sweep
 from vaebal.models import GaussianVAE
-from vaebal.training.engine import Trainer, member_params
-from vaebal.training.streaming import StreamingTrainer
+from vaebal.training import Program, Streamed, member_params
 
 IMAGE_SHAPES = {"digits": (8, 8, 1)}  # of kappa sweeps; any other data set: MNIST's
 MNIST_SHAPE = (28, 28, 1)
@@ -33,12 +34,12 @@ class Subject(NamedTuple):
 
     config: Any
     model: GaussianVAE
-    trainer: Trainer | StreamingTrainer
+    program: Program | Streamed
 
     @property
     def params(self) -> Any:
         """One member's parameters before the first step."""
-        return member_params(self.trainer.init(), 0)
+        return member_params(self.program.init(), 0)
 
 
 def load_config(text: str) -> Any:
@@ -131,13 +132,14 @@ def build(
         cells = [
             kappa_sweep.Cell(config.model.skips[0], latents(config, kappa), seed) for seed in seeds
         ]
-        return Subject(config, *kappa_sweep.make_trainer(config, images, cells))
+        return Subject(config, model, kappa_sweep.make_program(config, images, cells))
     config = copy.deepcopy(config)
     config.model.gamma = config.model.gamma or 0.1  # else a pass over the data finds it
-    arm = gamma.arms(config)[0]
-    session = gamma.Session(config, Path(), {0: images})
+    arm = arms(config)[0]
     runs = [gamma.Run(arm.name, 0, seed) for seed in seeds]
-    return Subject(config, model, session.trainer(runs, arm))
+    data = gamma.Data(config, {(0, gamma.data_seed(config, runs[0])): images})
+    programs = gamma.Programs(config, Cells(Path()), data, {arm.name: arm})
+    return Subject(config, model, programs.of(runs))
 
 
 def epoch_size(batch_size: int, flops: int, peak: float, aim: float) -> tuple[int, int]:
@@ -154,13 +156,13 @@ def epoch_size(batch_size: int, flops: int, peak: float, aim: float) -> tuple[in
     return batch_size, int(np.clip(aim * peak / (batch_size * flops), min(LEAST_STEPS, most), most))
 
 
-def training(trainer: Trainer | StreamingTrainer) -> Work:
-    """Epochs of the trainer, all of them in one call."""
-    state = trainer.init()
+def training(program: Program | Streamed) -> Work:
+    """Epochs of the program, all of them in one call."""
+    state = program.init()
 
     def work(count: int) -> None:
         nonlocal state  # donated: the old one is gone
-        state, _ = trainer.run(state, count)
+        state, _ = program.run(state, count)
         jax.block_until_ready(state)
 
     return work

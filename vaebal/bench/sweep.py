@@ -71,7 +71,7 @@ def measure(
         say(f"compiling {count} member{'s' * (count > 1)}")
         subjects[count] = build(config, images, kappa, range(count))
     works: dict[Any, Work] = {
-        count: training(subject.trainer) for count, subject in subjects.items()
+        count: training(subject.program) for count, subject in subjects.items()
     }
     machine, notes = [], []
     rebuilt = with_torch and pytorch.can_be_rebuilt(model)
@@ -117,9 +117,9 @@ def measure(
             }
             for count in subjects
         },
-        memory={count: subject.trainer.memory() for count, subject in subjects.items()},
+        memory={count: subject.program.memory() for count, subject in subjects.items()},
         compile_seconds={
-            count: subject.trainer.compile_seconds for count, subject in subjects.items()
+            count: subject.program.compile_seconds for count, subject in subjects.items()
         },
         machine=machine,
         notes=[

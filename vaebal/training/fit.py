@@ -77,7 +77,7 @@ def fit(
                 settle()
                 checkpoints.save(done, state)
             # Asked again where training ends: what comes after the last save must not begin.
-            if leave or (done == epochs and notice.given(())):
+            if leave or ((done == epochs or not running) and notice.given(())):
                 raise Preempted(
                     f"Stopped on notice after epoch {done} of {epochs}, saved in "
                     f"{checkpoints.directory}: the same command goes on from there."

@@ -188,10 +188,16 @@ class _Compiled:
 
 
 def _joined(rows: Any, own: Any) -> Any:
-    """A member's rows: those of all, its own, or both."""
+    """A member's rows: those of all, its own, or both.
+
+    Raises:
+      ValueError: there are both, but not as two dicts.
+    """
     if isinstance(rows, dict) and isinstance(own, dict):
         return {**rows, **own}
-    return own if isinstance(rows, tuple) else rows
+    if jax.tree.leaves(rows) and jax.tree.leaves(own):
+        raise ValueError("A member's own rows join shared ones where both are dicts.")
+    return rows if jax.tree.leaves(rows) else own
 
 
 def _examples(rows: Any, own: Any) -> int:
@@ -235,7 +241,7 @@ class Program(_Compiled):
             the optimiser's moments, see `placed`, instead of holding copies.
 
         Raises:
-          ValueError: fewer rows than a batch.
+          ValueError: fewer rows than a batch, or shared and own rows that do not join.
         """
         mesh = mesh_for(len(members.seed)) if mesh is None else mesh
         super().__init__(objective, settings, rule, mesh, shard_parameters)

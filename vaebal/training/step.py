@@ -166,6 +166,8 @@ def train_step(
         gradients = jax.tree.map(lambda gradient: gamma * gradient, gradients)
         if settings.jitter > 0:
             longest = steady_rate(gamma, objective.dim, settings.jitter) / member.learning_rate
+            # Of a gamma that is no number: such a step would be none either at rate 0.
+            longest = jnp.where(jnp.isnan(longest), 0.0, longest)
     gradient_norm = optax.tree.norm(gradients)
     taken = (state.stopped < 0) & jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
     # A step not taken is Adam's step on no gradient at rate 0. Choosing between all of the state

@@ -151,6 +151,7 @@ class Data:
         """`opened`: images by (r, data seed) that are loaded already."""
         self._config, self._opened = config, opened or {}
         self._kept: dict[tuple[int, int], tuple[ImageSet, float]] = {}
+        self._means: dict[tuple[int, int], Any] = {}
 
     def of(self, run: Run) -> ImageSet:
         """The run's images."""
@@ -160,11 +161,22 @@ class Data:
         """Where the run's gamma starts, if its arm says nothing else."""
         return self._of(run)[1]
 
+    def mean(self, run: Run) -> Any:
+        """x_bar [D] of the run's training images, found once."""
+        key, images = self._key(run), self.of(run)
+        if key not in self._means:
+            self._means[key] = _mean(images, streams(self._config, images))
+        return self._means[key]
+
+    def _key(self, run: Run) -> tuple[int, int]:
+        return run.rank, data_seed(self._config, run)
+
     def _of(self, run: Run) -> tuple[ImageSet, float]:
-        key = run.rank, data_seed(self._config, run)
+        key = self._key(run)
         if key not in self._kept:
             if any(rank != run.rank for rank, _ in self._kept):
                 self._kept.clear()
+                self._means.clear()
             images = self._opened.pop(key, None) or inputs.open_data(self._config, *key)
             self._kept[key] = images, self._config.model.gamma or largest_variance(images)
         return self._kept[key]
@@ -192,8 +204,7 @@ class Programs:
             rows = {"rows": images.train}
         else:
             rows = {"rows": (), "own": np.stack([other.train for other in sets])}
-        means = {id(other): _mean(other) for other in sets}
-        rows["given"] = jnp.stack([means[id(other)] for other in sets])
+        rows["given"] = jnp.stack([self._data.mean(run) for run in runs])
         members = stack_members([self.member(run) for run in runs])
         # What does not depend on the arm's kind: "fixed" and "held" are one.
         kind = "fixed" if kind == "held" else kind
@@ -231,9 +242,9 @@ class Programs:
         return member(self._config, arm, run.seed, start, of.get("gamma", math.nan))
 
 
-def _mean(images: ImageSet) -> Any:
-    """x_bar [D] of the training images."""
-    if isinstance(images.train, np.memmap):
+def _mean(images: ImageSet, streamed: bool) -> Any:
+    """x_bar [D] of the training images, which, if `streamed`, the device cannot hold at once."""
+    if streamed:
         return host_mean_image(images.train, images.decode)
     return jax.jit(lambda rows: mean_image(rows, images.decode))(images.train)
 
@@ -297,7 +308,7 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
         )  # fmt: skip
         runner.train(
             cells, name, group, lambda: programs.of(group), schedule,
-            functools.partial(_evaluate, config, data), progress,
+            functools.partial(_evaluate, config, data, programs), progress,
         )  # fmt: skip
 
     rows = runner.train_all(cells, groups, train_group)
@@ -324,7 +335,7 @@ def _alone(config: Any, images: ImageSet) -> bool:
 
 
 def _evaluate(
-    config: Any, data: Data, run: Run, params: Any, state: State
+    config: Any, data: Data, programs: Programs, run: Run, params: Any, state: State
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     images, number = data.of(run), int(state.homotopy.open)
     model = build_model(config, images.image_shape)
@@ -333,7 +344,7 @@ def _evaluate(
     row = {
         "open": number,
         **evaluate(config, model, params, run.seed, images),
-        "gamma_start": data.gamma_start(run),
+        "gamma_start": programs.member(run).gamma,
         "kappa": config.model.latents,
         "data": images.name,
         "data_seed": data_seed(config, run),

@@ -10,6 +10,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 
+from vaebal import homotopy
 from vaebal.errors import Diverged
 from vaebal.experiments.report import Row
 from vaebal.experiments.theorem2.problems import (
@@ -23,14 +24,8 @@ from vaebal.experiments.theorem2.stationary import features
 from vaebal.models import GaussianVAE, init_params, latent_noise
 from vaebal.streams import stream
 from vaebal.theory import collapse
-from vaebal.training.engine import (
-    Member,
-    Optimisation,
-    TrainState,
-    init_state,
-    stack_members,
-    train_step,
-)
+from vaebal.training import Member, Optimisation, State, gaussian_vae, stack_members
+from vaebal.training.step import init_state, train_step
 
 ACTIVE = 0.01  # Var_x(E[z|x]) above which a latent is active (Burda et al., 2016)
 
@@ -73,32 +68,35 @@ def training_rows(config: Any, skips: str, blocks: int) -> list[Row]:
     settings = Optimisation(
         learning_rate=train.learning_rate, final_learning_rate=train.learning_rate,
         warmup_steps=0, total_steps=train.steps, clip_norm=train.clip_norm,
-        gamma_rule="closed_form",
     )  # fmt: skip
+    setup = gaussian_vae(model), settings, lambda member: homotopy.closed_form(member.rule["rate"])
     cells = list(itertools.product(config.model.kappas, train.gammas, train.seeds))
 
     def members(rate: float) -> Member:
-        return stack_members([Member(seed, kappa, gamma, rate) for kappa, gamma, seed in cells])
+        rule = {"rate": rate}
+        return stack_members([Member(s, kappa, gamma, rule=rule) for kappa, gamma, s in cells])
 
     @jax.jit
     @jax.vmap
-    def start(member: Member) -> TrainState:
+    def start(member: Member) -> State:
         x = problem_of(config, member.seed).x
-        state = init_state(model, settings, member, x.mean(0))
-        params = total_collapse(model, state.params, x, jnp.log(member.gamma_start))
-        key = stream(member.seed, "theorem2/perturbation")
-        return state._replace(params=perturb(params, key, train.delta))
+        state = init_state(*setup, member, x.mean(0))
+        params = total_collapse(model, state.params, x, jnp.log(member.gamma))
+        params = perturb(params, stream(member.seed, "theorem2/perturbation"), train.delta)
+        params.pop("log_gamma")  # which is the homotopy's
+        return state._replace(weights=params)
 
     @jax.jit
     @jax.vmap
-    def phase(member: Member, state: TrainState) -> tuple[TrainState, Row]:
+    def phase(member: Member, state: State) -> tuple[State, Row]:
         problem = problem_of(config, member.seed)
+        mean = problem.x.mean(0)
 
         def step(state, _):
-            return train_step(model, settings, member, state, problem.x)[0], None
+            return train_step(*setup, member, state, problem.x, mean)[0], None
 
         state, _ = jax.lax.scan(step, state, length=train.steps)
-        return state, _measure(model, state.params, member.kappa, problem)
+        return state, _measure(model, state.params, member.latents, problem)
 
     state, held = phase(members(0.0), start(members(0.0)))
     _, learned = phase(members(train.gamma_rate), state)

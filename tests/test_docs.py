@@ -1,0 +1,52 @@
+"""The pages' programs run as they stand, and end with what the pages say."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# Pages of which the Python blocks, one after the other, are a program that checks its own end.
+PROGRAMS = ("in_your_loop.md",)
+
+
+def program_of(page: str) -> str:
+    """The page's Python blocks, each at its line of the page, so that an error is found there."""
+    kept, inside = [], False
+    for line in (ROOT / "docs" / page).read_text().splitlines():
+        inside = inside and line != "```"
+        kept.append(line if inside else "")
+        inside = inside or line == "```python"
+    return "\n".join(kept) + "\n"
+
+
+def test_every_page_with_a_program_is_run():
+    told = {page.name for page in (ROOT / "docs").glob("*.md") if "```python" in page.read_text()}
+    assert told == set(PROGRAMS)
+
+
+@pytest.mark.parametrize("page", PROGRAMS)
+def test_a_program_says_itself_what_it_ends_with(page):
+    """Else running it would show no more than that it runs; the last block holds the claim."""
+    blocks = re.split(r"\n\s*\n\n+", program_of(page).strip())
+    compile(program_of(page), page, "exec")
+    assert re.search(r"^assert ", blocks[-1], re.M)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PROGRAMS)
+def test_a_program_runs_to_what_it_says_it_ends_with(page, tmp_path):
+    """In a process of its own, with JAX's own settings and no warning."""
+    file = tmp_path / f"{page}.py"
+    file.write_text(program_of(page))
+    # -O would leave the asserts out; so would a block that was not extracted.
+    assert file.read_text().count("assert ") == program_of(page).count("assert ") > 0
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(file)], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONOPTIMIZE": ""}, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
