@@ -39,8 +39,8 @@ a_σ ≤ r and more than 3 % lost; under: at most 3 % lost, and both counts abov
 more, or γ below a quarter of E‖x−x̂‖²/D; balanced: at most 3 % lost, both counts r, γ within a
 factor of 2 of that value; else mixed (one criterion in doubt about one latent, or signs of both),
 which is listed but not scored. The 3 % lie in the gap seen on seed 1 between a slow γ at the right
-count (at most 2.2 %) and κ = r − 1 (at least 3.7 %). The counts and γ are seen by the rule too; r and the noise are not.
-Verdicts are right if they equal the state; "undecided" is counted as wrong.
+count (at most 2.2 %) and κ = r − 1 (at least 3.7 %). The counts and γ are seen by the rule too; r
+and the noise are not. Verdicts are right if they equal the state; "undecided" is counted as wrong.
 """
 
 
