@@ -119,6 +119,21 @@ def test_crowding_is_under_regularization():
     assert "about 4 latents" in certificate.advice
 
 
+@pytest.mark.parametrize(("lost", "verdict"), [(0.05, "under-regularized"), (0.3, "undecided")])
+def test_crowding_with_a_bad_reconstruction_is_judged_by_how_bad(lost, verdict):
+    outputs = crowded_vae()
+    total, direction = outputs["x"].var(0).sum(), np.ones(PIXELS) / np.sqrt(PIXELS)
+    size = np.sqrt(lost * total) * np.random.default_rng(4).standard_normal((SIZE, 1))
+    for name in ("x_hat", "x_hat_sampled"):
+        outputs[name] = outputs[name] + size * direction
+    outputs["gamma"] = np.square(outputs["x"] - outputs["x_hat_sampled"]).mean()
+    certificate = diagnose(**outputs)
+    assert certificate.evidence.structured == pytest.approx(lost, rel=0.15)
+    assert certificate.verdict == verdict
+    if verdict == "undecided":
+        assert "signs of both" in certificate.missing[0]
+
+
 def test_a_posterior_far_from_the_prior_is_under_regularization():
     outputs = affine_vae(latents=4)
     outputs["mean"], outputs["log_var"] = 8 * outputs["mean"], outputs["log_var"] - 4

@@ -66,6 +66,14 @@ def redundancy(evidence: Evidence) -> Estimate | None:
     return min(found, per_example, key=lambda estimate: estimate.value)
 
 
+def _drowned(evidence: Evidence) -> bool:
+    """Whether a sampled z loses what the mean keeps because gamma is too large."""
+    ratio = evidence.gamma_ratio
+    if ratio is None or ratio <= DROWNED_RATIO:
+        return False
+    return _above(evidence.unexplained_sampled, DROWNED_SHARE)
+
+
 def _badly_reconstructed(evidence: Evidence) -> list[str]:
     """Signs of over-regularization."""
     found, ratio, sampled = [], evidence.gamma_ratio, evidence.unexplained_sampled
@@ -76,7 +84,7 @@ def _badly_reconstructed(evidence: Evidence) -> list[str]:
             f"{evidence.structured:.1%} of the data's variance is left in directions of the "
             "residual that stand out of noise."
         )
-    if ratio is not None and ratio > DROWNED_RATIO and _above(sampled, DROWNED_SHARE):
+    if _drowned(evidence):
         found.append(
             f"A sampled z loses {sampled.value:.1%} of the data's variance, with γ at {ratio:.3g} "
             "times its stationary value: latents are drowned in noise."
@@ -152,6 +160,11 @@ def _advice_over(evidence: Evidence) -> str:
             "Give the model more latents and let γ follow the error down from the data's largest "
             "variance: now γ is too small and the latents are too few."
         )
+    if _above(redundancy(evidence), CROWDED):
+        return (
+            "Train on, or give the networks more capacity, and judge again: latents repeat each "
+            "other while x is badly reconstructed."
+        )
     if idle == 0:
         return (
             f"Give the model more than {evidence.latents} latents: all are in use, and the "
@@ -182,8 +195,14 @@ def judge(evidence: Evidence) -> Verdict:
     """The verdict on evidence."""
     bad, crowded = _badly_reconstructed(evidence), _crowded(evidence)
     dimension = evidence.data.value.value
-    many = evidence.informative.value > CROWDED * dimension + 0.5
-    if bad and crowded and many and evidence.structured < STRUCTURED_BOTH:
+    many = evidence.informative.value > dimension + 0.5
+    if (
+        bad
+        and crowded
+        and many
+        and evidence.structured < STRUCTURED_BOTH
+        and not _drowned(evidence)
+    ):
         return Verdict(UNDER, tuple(crowded + bad), (), _advice_under(evidence))
     if bad and crowded and many:
         return Verdict(
