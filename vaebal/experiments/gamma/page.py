@@ -125,8 +125,7 @@ def protocol(config: Any, rows: Sequence[Row], images: ImageSet) -> dict[str, st
         "noise": config.data.noise,
         "own": len({row.get("data_seed") for row in rows}) > 1,
         "adaptive": guarded,
-        "jitter": guarded and config.train.jitter,
-        "patience": guarded and config.train.patience,
+        **{name: guarded and config.train[name] for name in ("slowest", "jitter", "patience")},
         **{kind: kind in kinds for kind in order.KINDS if kind != "adaptive"},
     }
     apart = ("summary", "paper")
