@@ -26,7 +26,18 @@ def defaults(name: str) -> ml_collections.ConfigDict:
     data.ranks = (2, 4, 6, 8, 10, 12)  # r, where we draw the images ourselves
     data.test_size = 2_000
 
-    model = config.model = ml_collections.ConfigDict()
+    config.model, config.train = _model(), _training()
+
+    config.eval = ml_collections.ConfigDict()
+    config.eval.block = 500  # images evaluated at a time
+    config.eval.train_images = 5_000  # on which gamma's residual is measured
+    config.eval.mmd_samples = 2_000
+    config.eval.pictures = 12
+    return config
+
+
+def _model() -> ml_collections.ConfigDict:
+    model = ml_collections.ConfigDict()
     model.network = "conv"  # "infogan", "mlp"
     model.latents = 20  # kappa
     model.patch = 4  # conv: side of the patches that the first layer reads and the last writes
@@ -47,11 +58,14 @@ def defaults(name: str) -> ml_collections.ConfigDict:
     # Where gamma starts; 0: the data's largest variance along any direction, above which
     # total collapse is a minimum (Theorem 1).
     model.gamma = 0.0
+    return model
 
-    train = config.train = ml_collections.ConfigDict()
+
+def _training() -> ml_collections.ConfigDict:
+    train = ml_collections.ConfigDict()
     # "adaptive" (guarded by the residual's largest variance, released at the end), "guarded"
     # (never released), "learned RATE" (closed form, at most RATE nats of log gamma a step),
-    # "adam RATE", "annealed RATE to ARM", "fixed at ARM".
+    # "adam RATE", "annealed RATE to ARM", "fixed at ARM", "held GAMMA" (from the start).
     train.arms = ("adaptive", "fixed at adaptive", "learned 1e-3", "learned 1e-1")
     train.guard = 0.8  # the adaptive gamma stays above so much of the residual's largest variance
     # Steps over which that variance is averaged. gamma never rises again, so of a noisy average the
@@ -80,13 +94,7 @@ def defaults(name: str) -> ml_collections.ConfigDict:
     train.epochs_per_checkpoint = 25
     train.device_bytes = 2**33  # more training images than this are streamed from the host
     train.shard_parameters = False  # True: split over the devices that share a batch
-
-    config.eval = ml_collections.ConfigDict()
-    config.eval.block = 500  # images evaluated at a time
-    config.eval.train_images = 5_000  # on which gamma's residual is measured
-    config.eval.mmd_samples = 2_000
-    config.eval.pictures = 12
-    return config
+    return train
 
 
 def one_by_one(config: ml_collections.ConfigDict) -> None:

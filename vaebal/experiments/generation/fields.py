@@ -29,6 +29,32 @@ def defaults(name: str) -> ml_collections.ConfigDict:
     train.activation = "silu"
     train.epochs_per_checkpoint = 25
 
+    _stages(config)
+
+    # The network whose penultimate features "FD (classifier)" is measured in, where the data has
+    # labels or factors.
+    classifier = config.classifier = ml_collections.ConfigDict()
+    classifier.features = 64
+    classifier.width = 256
+    classifier.epochs = 20
+    classifier.learning_rate = 1e-3
+    classifier.clip_norm = 20.0
+
+    evaluation = config.eval = ml_collections.ConfigDict()
+    evaluation.reference_images = 0  # training images that all are compared with; 0: every one
+    evaluation.samples = 0  # test images used, and images generated; 0: as many as test images
+    evaluation.parts = 5  # subsets, for the spread of Fréchet distances
+    evaluation.bins = (100, 200, 300)  # K of NDB/K
+    evaluation.whiten = False  # of NDB's distances; only where no pixel is nearly constant
+    evaluation.fid = False  # real Inception features; needs their weights
+    evaluation.inception_weights = ""  # "": $VAEBAL_INCEPTION_WEIGHTS or ~/.cache/vaebal
+    evaluation.block = 500  # images computed at a time
+    evaluation.pictures = 12
+    return config
+
+
+def _stages(config: ml_collections.ConfigDict) -> None:
+    """Adds the networks that make images, in the order of their training."""
     ae = config.ae = ml_collections.ConfigDict()  # the deterministic autoencoder
     ae.network = "mlp"  # or "conv", from 32 pixels on
     ae.codes = 16  # d tilde; kappa of both VAEs is the same
@@ -70,24 +96,3 @@ def defaults(name: str) -> ml_collections.ConfigDict:
     wae.learning_rate = 1e-3
     wae.clip_norm = 200.0
     wae.weight = 100.0  # lambda, against the error summed over pixels
-
-    # The network whose penultimate features "FD (classifier)" is measured in, where the data has
-    # labels or factors.
-    classifier = config.classifier = ml_collections.ConfigDict()
-    classifier.features = 64
-    classifier.width = 256
-    classifier.epochs = 20
-    classifier.learning_rate = 1e-3
-    classifier.clip_norm = 20.0
-
-    evaluation = config.eval = ml_collections.ConfigDict()
-    evaluation.reference_images = 0  # training images that all are compared with; 0: every one
-    evaluation.samples = 0  # test images used, and images generated; 0: as many as test images
-    evaluation.parts = 5  # subsets, for the spread of Fréchet distances
-    evaluation.bins = (100, 200, 300)  # K of NDB/K
-    evaluation.whiten = False  # of NDB's distances; only where no pixel is nearly constant
-    evaluation.fid = False  # real Inception features; needs their weights
-    evaluation.inception_weights = ""  # "": $VAEBAL_INCEPTION_WEIGHTS or ~/.cache/vaebal
-    evaluation.block = 500  # images computed at a time
-    evaluation.pictures = 12
-    return config
