@@ -8,10 +8,10 @@ has been run: the time, and whether the rates suit these images, is not known.
 
 import ml_collections
 
-from configs import celeba64_gamma
 from vaebal.experiments import schema
+from vaebal.experiments.gamma import fields
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    schema.check_variant("celeba128_gamma", variant, celeba64_gamma.VARIANTS)
-    return celeba64_gamma.celeba("celeba128_gamma", 128, 128, variant == "quick")
+    schema.check_variant("celeba128_gamma", variant, ("", "quick"))
+    return fields.celeba("celeba128_gamma", 128, 128, variant == "quick")

@@ -11,7 +11,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from vaebal.errors import InputError
-from vaebal.measures import inception
+from vaebal.measures import inception, inception_weights
 
 RNG_IMAGES = np.random.default_rng(0).integers(0, 256, (2, 299, 299, 3), np.uint8)
 
@@ -294,7 +294,7 @@ def test_features_are_those_of_the_published_network():
     oracle, features = _InNumPy(6), []
     x = np.random.default_rng(7).uniform(-1, 1, (4, 107, 107, 3)).astype(np.float32)
     _follow(_NETWORK, x.astype(float), oracle, features)
-    params = inception.params_from_torch(oracle.state, "the oracle")
+    params = inception_weights.params_from_torch(oracle.state, "the oracle")
     _check_features(params, x, features, oracle.state)
 
 
@@ -321,7 +321,7 @@ def test_blocks_count_every_image_once(monkeypatch, block):
         (np.zeros((2, 8, 8, 4), np.uint8), "C = 1 or 3"),
         (np.zeros((0, 8, 8, 3), np.uint8), "at least one image"),
         (np.zeros((2, 8, 8, 3), np.int32), "type int32: pass uint8, or floats"),
-        (np.full((2, 8, 8, 3), 117.0, np.float32), r"mean 117, but floats must be scaled to"),
+        (np.full((2, 8, 8, 3), 117.0, np.float32), "100.0% of its pixels outside"),
         (np.array([0, np.nan])[:, None, None, None] * np.ones((1, 8, 8, 3)), "finite in image 1"),
     ],
 )
@@ -360,7 +360,7 @@ def _random_torch_state(seed=0):
 def test_folding_is_batch_norm():
     """gain (w x - mean)/sqrt(var + .001) + shift for a 1 x 1 convolution of one pixel."""
     state = _random_torch_state()
-    params = flatten_dict(inception.params_from_torch(state, "here"), sep="/")
+    params = flatten_dict(inception_weights.params_from_torch(state, "here"), sep="/")
     shapes = inception.parameter_shapes()
     assert {name: leaf.shape for name, leaf in params.items()} == shapes
     assert {leaf.dtype for leaf in params.values()} == {np.dtype(np.float32)}
@@ -379,12 +379,12 @@ def test_missing_and_misshaped_tensors_are_named():
     state = _random_torch_state()
     state["Mixed_6a.branch3x3.bn.bias"] = np.zeros(383)
     with pytest.raises(InputError, match=r"Mixed_6a.branch3x3.bn.bias of shape \(383,\), not \(38"):
-        inception.params_from_torch(state, "here")
+        inception_weights.params_from_torch(state, "here")
     del state["Mixed_6a.branch3x3.bn.bias"], state["fc.weight"]
     with pytest.raises(
         InputError, match=r"here lacks 2 of 472 tensors .*fc.weight.*; use pt_incep"
     ):
-        inception.params_from_torch(state, "here")
+        inception_weights.params_from_torch(state, "here")
 
 
 # torch.save's formats, written by hand: pickle opcodes, then storages.
@@ -441,7 +441,7 @@ def _zip_file(state=None):
 
 def _read(content, tmp_path):
     (tmp_path / "state.pth").write_bytes(content)
-    return inception.read_torch_file(tmp_path / "state.pth")
+    return inception_weights.read_torch_file(tmp_path / "state.pth")
 
 
 def _assert_same_arrays(got, expected):
@@ -464,7 +464,7 @@ def test_torch_files_are_read_as_torch_writes_them(is_zip, tmp_path):
     path = tmp_path / "state.pth"
     torch.save(state, path, _use_new_zipfile_serialization=is_zip)
     expected = {name: tensor.numpy() for name, tensor in state.items()}
-    _assert_same_arrays(inception.read_torch_file(path), expected)
+    _assert_same_arrays(inception_weights.read_torch_file(path), expected)
 
 
 def test_torch_files_that_do_more_are_refused(tmp_path):
@@ -494,20 +494,22 @@ def test_torch_files_that_do_more_are_refused(tmp_path):
 def published(tmp_path, monkeypatch):
     """A "release" of a legacy file at a file:// URL; the tensors behind it are random ones."""
     home = tmp_path / "home"
-    source = tmp_path / "release" / inception.FILE
+    source = tmp_path / "release" / inception_weights.FILE
     source.parent.mkdir()
     source.write_bytes(_legacy_file())
-    monkeypatch.setattr(inception, "URL", source.as_uri())
-    monkeypatch.setattr(inception, "SHA256", hashlib.sha256(source.read_bytes()).hexdigest())
-    monkeypatch.setattr(inception, "DEFAULT_PATH", str(home / inception.FILE))
-    monkeypatch.delenv(inception.VARIABLE, raising=False)
+    monkeypatch.setattr(inception_weights, "URL", source.as_uri())
+    monkeypatch.setattr(
+        inception_weights, "SHA256", hashlib.sha256(source.read_bytes()).hexdigest()
+    )
+    monkeypatch.setattr(inception_weights, "DEFAULT_PATH", str(home / inception_weights.FILE))
+    monkeypatch.delenv(inception_weights.VARIABLE, raising=False)
     reads = []
 
     def read(path):
         reads.append(path)
         return _random_torch_state()
 
-    monkeypatch.setattr(inception, "read_torch_file", read)
+    monkeypatch.setattr(inception_weights, "read_torch_file", read)
     return source, home, reads
 
 
@@ -517,29 +519,29 @@ def _assert_same_params(got, expected):
 
 def test_weights_are_downloaded_once_and_converted_once(published):
     source, home, reads = published
-    expected = inception.params_from_torch(_random_torch_state(), "here")
-    _assert_same_params(inception.load_params(), expected)
+    expected = inception_weights.params_from_torch(_random_torch_state(), "here")
+    _assert_same_params(inception_weights.load_params(), expected)
     assert {path.suffix for path in home.iterdir()} == {".pth", ".npz"}
-    assert (home / inception.FILE).read_bytes() == source.read_bytes()
+    assert (home / inception_weights.FILE).read_bytes() == source.read_bytes()
     source.unlink()
-    _assert_same_params(inception.load_params(), expected)
-    (home / inception.FILE).unlink()
-    _assert_same_params(inception.load_params(), expected)
+    _assert_same_params(inception_weights.load_params(), expected)
+    (home / inception_weights.FILE).unlink()
+    _assert_same_params(inception_weights.load_params(), expected)
     assert len(reads) == 1
 
 
 def test_weights_may_be_named_by_field_or_environment(published, monkeypatch):
     source, home, _ = published
-    inception.load_params(str(source))
+    inception_weights.load_params(str(source))
     assert source.with_suffix(".npz").is_file()
-    monkeypatch.setenv(inception.VARIABLE, str(source))
-    inception.load_params()
-    monkeypatch.setenv(inception.VARIABLE, "/nowhere/at/all.pth")
-    inception.load_params(str(source))
+    monkeypatch.setenv(inception_weights.VARIABLE, str(source))
+    inception_weights.load_params()
+    monkeypatch.setenv(inception_weights.VARIABLE, "/nowhere/at/all.pth")
+    inception_weights.load_params(str(source))
     with pytest.raises(InputError, match=r"'/nowhere/at/all\.pth' cannot be had \(is not a file"):
-        inception.load_params()
+        inception_weights.load_params()
     with pytest.raises(InputError, match=r"'\.' cannot be had \(is not a file"):
-        inception.load_params(".")
+        inception_weights.load_params(".")
     assert not home.exists()
 
 
@@ -549,9 +551,14 @@ def test_absent_weights_say_where_to_get_and_put_them(published, monkeypatch):
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
     with pytest.raises(InputError) as error:
-        inception.load_params()
+        inception_weights.load_params()
     message = str(error.value)
-    for part in (inception.URL, "VAEBAL_INCEPTION_WEIGHTS", inception.DEFAULT_PATH, "no network"):
+    for part in (
+        inception_weights.URL,
+        "VAEBAL_INCEPTION_WEIGHTS",
+        inception_weights.DEFAULT_PATH,
+        "no network",
+    ):
         assert part in message
     assert "field inception_weights" in message
 
@@ -560,8 +567,10 @@ def test_wrong_checksums_are_told(published, monkeypatch):
     source, home, reads = published
     source.write_bytes(source.read_bytes()[:-1])
     for named in (str(source), ""):
-        with pytest.raises(InputError, match=f"is damaged or is not.*not {inception.SHA256}"):
-            inception.load_params(named)
+        with pytest.raises(
+            InputError, match=f"is damaged or is not.*not {inception_weights.SHA256}"
+        ):
+            inception_weights.load_params(named)
     assert list(home.iterdir()) == []
     assert reads == []
 
@@ -570,10 +579,12 @@ def test_damaged_conversions_are_told(published, monkeypatch):
     source, _, _ = published
     converted = source.with_suffix(".npz")
     shapes = {"Mixed_7a/branch3x3_1/bias": (192,)}
-    monkeypatch.setattr(inception, "parameter_shapes", lambda: shapes)
-    good = {"source_sha256": inception.SHA256, "Mixed_7a/branch3x3_1/bias": np.zeros(192)}
+    monkeypatch.setattr(inception_weights, "parameter_shapes", lambda: shapes)
+    good = {"source_sha256": inception_weights.SHA256, "Mixed_7a/branch3x3_1/bias": np.zeros(192)}
     np.savez(converted, **good)
-    assert inception.load_params(str(source))["Mixed_7a"]["branch3x3_1"]["bias"].shape == (192,)
+    assert inception_weights.load_params(str(source))["Mixed_7a"]["branch3x3_1"]["bias"].shape == (
+        192,
+    )
     for change, message in (
         ({"source_sha256": "0"}, "was not converted from"),
         (
@@ -583,13 +594,13 @@ def test_damaged_conversions_are_told(published, monkeypatch):
     ):
         np.savez(converted, **(good | change))
         with pytest.raises(InputError, match=message + ".*delete it and run again"):
-            inception.load_params(str(source))
-    np.savez(converted, source_sha256=inception.SHA256)
+            inception_weights.load_params(str(source))
+    np.savez(converted, source_sha256=inception_weights.SHA256)
     with pytest.raises(InputError, match=r"lacks 1 of 1 tensors.*delete it and run again"):
-        inception.load_params(str(source))
+        inception_weights.load_params(str(source))
     converted.write_bytes(converted.read_bytes()[:-40])
     with pytest.raises(InputError, match=r"is damaged.*delete it and run again"):
-        inception.load_params(str(source))
+        inception_weights.load_params(str(source))
 
 
 # Against PyTorch
@@ -636,7 +647,21 @@ def test_features_are_pytorchs(tmp_path):
     path = tmp_path / "random.pth"
     state = {name: torch.from_numpy(value) for name, value in oracle.state.items()}
     torch.save(state, path, _use_new_zipfile_serialization=False)
-    params = inception.params_from_torch(inception.read_torch_file(path), "random.pth")
+    params = inception_weights.params_from_torch(
+        inception_weights.read_torch_file(path), "random.pth"
+    )
     got = _check_features(params, x, features, oracle.state)
     alone = inception.inception_features(params, images, block=2)
     assert np.linalg.norm(alone - got.pool) < 1e-4 * np.linalg.norm(alone)
+
+
+def test_pixels_in_minus_one_to_one_are_refused_however_bright():
+    """Their mean is positive, and a third of them would be clipped away; overshoot is not."""
+    rng = np.random.default_rng(0)
+    photos = rng.beta(1.2, 0.8, size=(2, 16, 16, 3))
+    scaled = 2 * photos - 1
+    assert scaled.mean() > 0
+    assert (scaled < 0).mean() > 0.3
+    with pytest.raises(ValueError, match=r"% of its pixels outside \[-0.25, 1.25\] .*scaled to"):
+        inception.inception_features({}, scaled, 2)
+    inception._check_images(photos + rng.normal(scale=0.05, size=photos.shape))

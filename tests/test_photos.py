@@ -189,6 +189,28 @@ def test_a_cache_of_which_fewer_bytes_were_hashed_is_made_anew_unsaid(celeba_roo
     assert json.loads(listing.read_text()) == whole
 
 
+@pytest.mark.parametrize("name", ["celeba_8.json", "celeba_8_train.npy"])
+def test_a_cache_that_cannot_be_read_is_not_called_damaged(celeba_root, monkeypatch, name):
+    photos.celeba(celeba_root, 8)
+    file = celeba_root / "vaebal_cache" / name
+    before, opened = file.read_bytes(), io.open
+
+    def refuse(path, *arguments, **options):
+        if str(path) == str(file):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", refuse)
+        patch.setattr("io.open", refuse)
+        with pytest.raises(InputError) as error:
+            photos.celeba(celeba_root, 8)
+    assert str(error.value) == (
+        f"data.dir: {file} cannot be read (Permission denied): mend its permissions, or the disk."
+    )
+    assert file.read_bytes() == before
+
+
 def test_a_damaged_listing_is_named_and_made_anew(celeba_root):
     photos.celeba(celeba_root, 8)
     listing = celeba_root / "vaebal_cache/celeba_8.json"
@@ -545,6 +567,36 @@ def test_a_folder_that_cannot_be_read_at_all_is_named(images, tmp_path, monkeypa
     for bad in ("refuse", "skip"):
         with pytest.raises(InputError, match=r"mine' cannot be read \(Permission denied\): mend"):
             photos.folder(images[0], 16, tmp_path, bad=bad)
+
+
+def test_a_file_without_permission_is_named_and_used_once_it_has_it(images, tmp_path, monkeypatch):
+    """Though its size and time are the same then: no cache holds that it could not be read."""
+    path, locked = images[0], images[0] / "a" / "00.png"
+    whole = photos.folder(path, 16, tmp_path / "whole", bad="refuse").splits
+    access = os.access
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda file, mode: file != locked and access(file, mode))
+        with pytest.raises(
+            InputError, match=r"1 of 40 files .*: a/00\.png \(Permission denied\); "
+        ):
+            photos.folder(path, 16, tmp_path, bad="refuse")
+        with pytest.warns(UserWarning, match=r"1 of 40 files .*: a/00\.png \(Permission denied\)"):
+            some = photos.folder(path, 16, tmp_path, bad="skip").splits
+    assert sum(map(len, some.values())) == 39
+    after = photos.folder(path, 16, tmp_path, bad="refuse").splits
+    for split in ("train", "test"):
+        np.testing.assert_array_equal(after[split], whole[split])
+
+
+def test_a_disk_that_fails_to_give_a_file_is_not_an_unusable_image(images, tmp_path, monkeypatch):
+    def fail(file, resolution):
+        raise OSError(errno.EIO, "Input/output error", str(file))
+
+    monkeypatch.setattr(photos, "square", fail)
+    for bad in ("refuse", "skip"):
+        with pytest.raises(InputError, match=r"\.\w+ cannot be read \(Input/output error\): mend"):
+            photos.folder(images[0], 16, tmp_path, bad=bad)
+    assert [file.suffix for file in (tmp_path / "vaebal_cache").iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize("format", ["webp", "png"])

@@ -1,8 +1,10 @@
 import csv
 import json
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from vaebal.experiments import report
 from vaebal.experiments.kappa_sweep import page as kappa_report
@@ -108,3 +110,89 @@ def test_the_sentence_is_made_of_the_rows():
         "At κ = 8, with residual + affine skips 5 of 8 latents stay informative (σ² < ½) at error "
         "0.50."
     )
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [
+        (0.25, 2, "0.25"),
+        (1e-6, 2, "1e−6"),
+        (-3.14e4, 2, "−3.1e4"),
+        (6.3e-17, 1, "6e−17"),
+        (1.04e-5, 2, "1e−5"),
+        (0.0, 2, "0"),
+        (1.0, 2, "1"),
+    ],
+)
+def test_short_numbers_keep_their_figures(value, digits, text):
+    assert report.short(value, digits) == text
+    shown = float(report.short(value, digits).replace("−", "-"))
+    assert shown == pytest.approx(value, rel=0.5 * 10.0 ** (1 - digits))
+    assert report.short(2.0, sign="+") == "+2"
+
+
+def _page(tmp_path, **changes):
+    config = ConfigDict({"name": "trial", "train": {"steps": 7}})
+    figure = report.Figure("curve", "a curve", lambda: plt.figure(figsize=(1, 1)))
+    table = ["arm", "n"], [["a", "1"], ["b", "2"]]
+    sections = [
+        report.Section("", table, ["Under the table.", ""], [figure]),
+        report.Section("More", table, ["Not said."], shown=False),
+        report.Section("Last", None, ["Said aloud."], said=True),
+    ]
+    options = {
+        "title": "a title",
+        "seen": "Seen.",
+        "sections": sections,
+        "rows": {"rows": [{"a": 1}]},
+    }
+    report.write_page(config, tmp_path, **options | changes)
+    return (tmp_path / "table.md").read_text()
+
+
+def test_a_page_has_everything_once_and_in_order(tmp_path, capsys):
+    text = _page(tmp_path)
+    wanted = [
+        "# trial: a title", "Seen.", "| arm |", "Under the table.", "![a curve](curve.png)",
+        "## More", "| arm |", "Not said.", "## Last", "Said aloud.", "Versions: python ",
+        '"steps": 7',
+    ]  # fmt: skip
+    places = [text.index(part) for part in wanted if wanted.count(part) == 1]
+    assert places == sorted(places)
+    assert text.count("| arm |") == 2
+    assert "jax " in text
+    assert "\n\n\n" not in text
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "rows.json").read_text()) == [{"a": 1}]
+    said = capsys.readouterr().out
+    assert said.count("arm") == 1
+    assert "Said aloud." in said
+    assert "Not said." not in said
+    assert f"figures {tmp_path / 'curve.png'}" in said
+    assert said.rstrip().endswith("Seen.")
+
+
+def test_the_page_comes_last(tmp_path):
+    """A figure that fails leaves no page that names it."""
+    broken = report.Figure("broken", "nothing", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        _page(tmp_path, sections=[report.Section("", None, [], [broken])])
+    assert not (tmp_path / "table.md").exists()
+
+
+def test_protocols_are_filled_from_the_config_and_must_fit_it(monkeypatch, tmp_path):
+    template = (
+        "## one\n\nAt {train.rate:short} over\n{train.kappas:g}.\n\n"
+        "Then {computed}.\n\n## two\n\n{n}\n"
+    )
+    (tmp_path / "protocol.md").write_text(template)
+    monkeypatch.setattr(report.importlib.resources, "files", lambda _: tmp_path)
+    config = ConfigDict({"train": {"rate": 1e-6, "kappas": (4.0, 0.5)}, "n": 3})
+    assert report.protocol("any", config, computed="so") == {
+        "one": "At 1e−6 over 4, 0.5.\n\nThen so.",
+        "two": "3",
+    }
+    with pytest.raises(KeyError, match="computed"):
+        report.protocol("any", config)
+    with pytest.raises(AttributeError, match="kappas"):
+        report.protocol("any", ConfigDict({"train": {"rate": 1.0}, "n": 3}), computed="so")

@@ -16,6 +16,7 @@ from vaebal.training.workdir import (
     load_arrays,
     open_workdir,
     read_json,
+    read_json_lines,
     require_same_config,
     save_arrays,
     write_atomically,
@@ -203,6 +204,23 @@ def test_a_small_file_that_is_missing_or_damaged_is_named_with_the_remedy(tmp_pa
     assert str(error.value) == (
         f"{arrays} is {how}: delete {row}, and the same command makes both anew."
     )
+
+
+def test_arrays_beside_a_file_of_their_name_name_that_one(tmp_path):
+    (tmp_path / "seed0.json").write_text("[]")
+    said = rf"seed0\.npz is missing: delete {tmp_path}/seed0\.json, and the same"
+    with pytest.raises(CheckpointError, match=said):
+        load_arrays(tmp_path / "seed0.npz")
+
+
+def test_lines_are_read_one_by_one_and_half_a_line_is_damage(tmp_path):
+    file = tmp_path / "history.jsonl"
+    assert read_json_lines(file) == []
+    file.write_text('{"epoch": 1}\n{"epoch": 2}\n')
+    assert read_json_lines(file) == [{"epoch": 1}, {"epoch": 2}]
+    file.write_text('{"epoch": 1}\n{"epo')
+    with pytest.raises(CheckpointError, match=rf"{file} is damaged: bring it back from a copy"):
+        read_json_lines(file)
 
 
 def test_a_file_whose_reading_fails_is_not_called_damaged(tmp_path, monkeypatch):

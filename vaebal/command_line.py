@@ -1,34 +1,186 @@
-"""Flags: a bad one is one sentence and exit code 2."""
+"""Flags and the ways out: whatever goes wrong is one sentence and an exit code.
 
+Nothing here imports JAX: a bad flag is answered at once.
+"""
+
+import errno
+import io
+import os
+import re
+import signal
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable, Sequence
 
 from absl import flags
 
+from vaebal.errors import CheckpointError, Diverged, InputError, Preempted
 
-def parse(argv: Sequence[str], define: Callable[[], None]) -> list[str]:
-    """Defines and parses the flags, `config` among them; returns what are none."""
+_STDOUT = "standard output"
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+# Files that are no user's: those of Python, of packages, and what is compiled into Python.
+_LIBRARIES = (*(sysconfig.get_paths()[key] for key in ("stdlib", "purelib", "platlib")), "<frozen")
+
+
+def parse(
+    argv: Sequence[str],
+    define: Callable[[flags.FlagValues], None],
+    values: flags.FlagValues = flags.FLAGS,
+) -> list[str]:
+    """Defines and parses the flags, `config` among them, in `values`; returns what are none.
+
+    Whatever a config file or a flag has against itself is said in a sentence, with exit code 2.
+    """
     try:
         # Defining reads the config, and overrides from sys.argv, so it can fail as parsing can.
-        define()
-        rest = flags.FLAGS(argv)
-        _ = flags.FLAGS.config.experiment  # a file that could not be loaded raises only here
+        define(values)
+        rest = values(argv)
+        _ = values.config.experiment  # a file that could not be loaded raises only here
+        _require_tuples_once(argv, values)
         return rest
-    except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
+    except Exception as error:  # of any type: a config file is a program
         print(f"error: {one_sentence(error)} (--help lists the flags)", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(InputError.exit_code)
+
+
+def _require_tuples_once(argv: Sequence[str], values: flags.FlagValues) -> None:
+    # ml_collections would append, where of every other flag the last one counts.
+    names = [arg.partition("=")[0].lstrip("-") for arg in argv]
+    for name in values:
+        flag, times = values[name], names.count(name)
+        if isinstance(flag, flags.MultiFlag) and times > 1:
+            raise InputError(
+                f"--{name} is given {times} times: give it once, with all its values in "
+                f'quotes, as in --{name}="{tuple(flag.value)!r}".'
+            )
 
 
 def one_sentence(error: BaseException) -> str:
     """What a config file or a flag has against itself, without the traceback."""
-    cause = error
-    while cause.args and isinstance(cause.args[0], BaseException):
-        cause = cause.args[0]
-    lines = str(cause.args[0] if cause.args else cause).strip().splitlines()
-    if any("Traceback" in line for line in lines):
-        return lines[-1].partition(": ")[2]  # raised by the config file itself
-    if isinstance(error, OSError):
-        return f"--config: {lines[-1].strip()}"
-    if isinstance(cause, KeyError):  # ml_collections: the field, then a guess
-        return f"the config has no field {': '.join(lines)}"
-    return " ".join(lines)
+    root = _chain(error)[-1]
+    if isinstance(root, InputError):
+        return str(root)
+    if isinstance(root, SyntaxError) and root.filename and root.filename.endswith(".py"):
+        return f"{root.filename}, line {root.lineno}: SyntaxError: {root.msg}"
+    places = filter(None, map(_place_in_config, reversed(_chain(error))))
+    if place := next(places, ""):
+        text = " ".join(str(root).split())
+        return f"{place}: {type(root).__name__}{f': {text}' if text else ''}"
+    said, lines = str(root), str(error).strip().splitlines() or [""]
+    if isinstance(root, KeyError):
+        # ml_collections names the field at the bottom, and guesses another further up.
+        guesses = re.findall(r"Did you mean .*?\?", str(error).replace("\\n", " "))
+        return f"the config has no field {root}" + (f": {guesses[0]}" if guesses else "")
+    if "get_config() takes 0 positional arguments" in said:
+        return f"{lines[0].partition(': Error')[0]}: this config has no variants, drop the ':' on"
+    if isinstance(root, AttributeError):
+        if "'get_config'" in said:
+            return "the config file has no function get_config"
+        return f"get_config must return a ConfigDict with a field experiment ({said})"
+    if isinstance(root, OSError):
+        return f"--config: {said.strip().splitlines()[-1].strip()}"
+    return _plainly(" ".join(lines))
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """The error, and after it those in whose handling or because of which it was raised."""
+    chain = [error]
+    while True:
+        last = chain[-1]
+        cause = last.__cause__ or (None if last.__suppress_context__ else last.__context__)
+        if cause is None:
+            return chain
+        chain.append(cause)
+
+
+def _place_in_config(error: BaseException) -> str:
+    """File and line of the config, or of what it imports, where `error` was raised; or ""."""
+    frames = traceback.extract_tb(error.__traceback__)
+    # What loads a config file is called by ml_collections.
+    loading = [i for i, frame in enumerate(frames) if frame.filename.endswith("config_flags.py")]
+    frames = frames[loading[-1] + 1 :] if loading else []
+    own = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)]
+    return f"{own[-1].filename}, line {own[-1].lineno}" if own else ""
+
+
+def _plainly(text: str) -> str:
+    """Python's own words for a bad value, in words about the value."""
+    text = re.sub(r"invalid literal for int\(\) with base 10: ('.*?')", r"\1 is no integer", text)
+    text = re.sub(r"could not convert string to float: ('.*?')", r"\1 is no number", text)
+    told = re.match(r"flag --(config\.\S+?)=(.*?): Error while parsing string", text)
+    if told:
+        return (
+            f"--{told[1]}={told[2]} is no tuple: put it in quotes, and strings in it in quotes of "
+            f"the other kind, as in --{told[1]}=\"(1, 2)\" or --{told[1]}=\"('a', 'b')\""
+        )
+    return text
+
+
+class _Named(io.FileIO):
+    """A stream whose failures say that they are its own, not those of a file of the run."""
+
+    def write(self, octets):
+        try:
+            return super().write(octets)
+        except OSError as error:
+            error.filename = _STDOUT
+            raise
+
+
+def speak_anywhere() -> None:
+    """Lets any text be printed: with escapes where UTF-8 is not understood, nowhere if closed."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever began this: a file would get its number
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    sys.stderr.reconfigure(errors="backslashreplace")
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(_Named(sys.stdout.fileno(), "w", closefd=False)),
+        encoding=sys.stdout.encoding,
+        errors="backslashreplace",
+        line_buffering=sys.stdout.isatty(),
+    )
+
+
+def leave_on_interrupt() -> None:
+    """Makes Ctrl-C one line and exit code 130, at once, wherever Python and its threads are.
+
+    As after a kill: what is finished is kept, and the same command goes on. An exception instead
+    would surface in whatever library was at work, where it is printed, ignored, or worse.
+    """
+
+    def leave(*signal_and_frame) -> None:
+        line = "error: interrupted; the same command goes on from what is saved.\n"
+        if os.isatty(2):  # a progress bar hides the cursor
+            line = f"\x1b[?25h\n{line}"
+        os.write(2, line.encode())
+        os._exit(INTERRUPTED)
+
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as of a job in the background
+        signal.signal(signal.SIGINT, leave)
+
+
+def exit_code(run: Callable[[], None]) -> int:
+    """Runs it; what a user can meet becomes a sentence on stderr, and the exit code for it."""
+    try:
+        run()
+        sys.stdout.flush()
+    except (InputError, Diverged, CheckpointError, Preempted) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        if error.filename == _STDOUT:
+            # Python would try once more at its end, and change the exit code.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            remedy = "send it elsewhere"
+        elif error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            remedy = "free space"
+        else:
+            raise
+        print(
+            f"error: {error.filename or 'the workdir'} cannot be written ({error.strerror}): "
+            f"{remedy}; the same command then goes on.",
+            file=sys.stderr,
+        )
+        return CheckpointError.exit_code
+    return 0

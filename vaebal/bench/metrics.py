@@ -19,7 +19,8 @@ from vaebal.measures.mmd import imq_mmd2
 from vaebal.measures.ndb import ndb
 from vaebal.models import GaussianVAE, init_params, latent_noise, mlp_vae
 from vaebal.theory.collapse import antithetic_loss
-from vaebal.theory.probing import extreme_eigenvalues, hessian_vector_product
+from vaebal.theory.hessian import hessian_vector_product
+from vaebal.theory.lanczos import extreme_eigenvalues
 
 
 class Ladder(NamedTuple):

@@ -1,6 +1,6 @@
 """Data: sets of images by name, batches by (seed, step), scenes of known dimension."""
 
-from vaebal.data.batches import batch_indices, epoch_order, steps_per_epoch
+from vaebal.data.batches import batch_indices, epoch_order, some_indices, steps_per_epoch
 from vaebal.data.sets import (
     MANIFOLDS,
     CurvedCube,
@@ -27,5 +27,6 @@ __all__ = [
     "load",
     "manifold",
     "mean_image",
+    "some_indices",
     "steps_per_epoch",
 ]

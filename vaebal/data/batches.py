@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from vaebal.streams import stream
@@ -26,3 +27,17 @@ def batch_indices(seed: int | Array, step: int | Array, size: int, batch_size: i
     """Indices [B] of the batch that training sees at `step` under `seed`, for any step."""
     epoch, position = jnp.divmod(step, steps_per_epoch(size, batch_size))
     return epoch_order(seed, epoch, size, batch_size)[position]
+
+
+def some_indices(size: int, count: int, name: str, seed: int = 0) -> np.ndarray:
+    """`count` of `size` rows, drawn at random, in order; all of them where there are not more.
+
+    Sets are often sorted, by class or by folder: the first rows say little of the rest.
+
+    Args:
+      name: of the draw, see `streams.stream`.
+    """
+    if count >= size:
+        return np.arange(size)
+    order = jax.random.permutation(stream(seed, name), size)
+    return np.sort(np.asarray(order)[:count])

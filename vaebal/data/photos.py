@@ -6,6 +6,7 @@ are hashed, at about 1.5 GB/s a core), or made from other files or otherwise, is
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import io
@@ -203,23 +204,10 @@ def folder(path: Path, resolution: int, root: Path, *, bad: str) -> Photos:
         "resolution": resolution,
         "source": {"files": len(names), "sha256_of_files": digests.of_plain(stats)},
     }
-
-    def decode(name: str) -> np.ndarray | str:
-        try:
-            return square(path / name, resolution).reshape(-1)
-        except Exception as error:  # Pillow raises many kinds
-            return _reason(error)
-
-    def sources() -> dict[str, _Source]:
-        in_test = held_out(names)
-        splits = {
-            "train": [name for name in names if name not in in_test],
-            "test": [name for name in names if name in in_test],
-        }
-        return {split: _Source(len(items), items, decode) for split, items in splits.items()}
-
     stem = f"folder_{digests.of_plain(str(path.resolve()))[:8]}_{resolution}"
-    photos = _prepared(root / _CACHE, stem, recipe, sources)
+    photos = _prepared(
+        root / _CACHE, stem, recipe, lambda: _folder_sources(path, names, resolution)
+    )
     skipped = left_out | photos.provenance["skipped"]
     total = len(names) + len(left_out)
     if skipped and bad == "refuse":
@@ -230,11 +218,31 @@ def folder(path: Path, resolution: int, root: Path, *, bad: str) -> Photos:
     return photos._replace(provenance=photos.provenance | {"skipped": skipped})
 
 
+def _folder_sources(path: Path, names: list[str], resolution: int) -> dict[str, _Source]:
+    def decode(name: str) -> np.ndarray | str:
+        try:
+            return square(path / name, resolution).reshape(-1)
+        except Exception as error:  # Pillow raises many kinds
+            if isinstance(error, OSError) and error.errno:  # the disk's, which may pass
+                raise InputError(
+                    f"data.folder: {path / name} cannot be read ({error.strerror}): mend the disk, "
+                    "or remove it."
+                ) from error
+            return _reason(error)
+
+    in_test = held_out(names)
+    splits = {
+        "train": [name for name in names if name not in in_test],
+        "test": [name for name in names if name in in_test],
+    }
+    return {split: _Source(len(items), items, decode) for split, items in splits.items()}
+
+
 def _files(path: Path) -> tuple[list[str], dict[str, str]]:
     """The relative paths of all files below `path`, hidden ones aside; and of what is none, why.
 
-    Folders that cannot be read, links to folders, which are not followed (they could lead round
-    in a circle), broken links, and pipes and sockets are none.
+    Files and folders that cannot be read, links to folders, which are not followed (they could
+    lead round in a circle), broken links, and pipes and sockets are none.
     """
     if not path.is_dir():
         raise InputError(f"data.folder={str(path)!r} is not a folder; name one that holds images.")
@@ -259,9 +267,11 @@ def _files(path: Path) -> tuple[list[str], dict[str, str]]:
             if os.path.isdir(file):
                 if file.is_symlink():
                     left_out[relative] = "a link to a folder"
-            elif os.path.isfile(file) and not name.startswith("."):
+            elif name.startswith("."):
+                continue
+            elif os.path.isfile(file) and os.access(file, os.R_OK):
                 names.append(relative)
-            elif not name.startswith("."):
+            else:
                 left_out[relative] = _why_no_file(file)
     return sorted(names), dict(sorted(left_out.items()))
 
@@ -273,7 +283,7 @@ def _why_no_file(file: Path) -> str:
         return "a broken link"
     except OSError as error:
         return error.strerror or type(error).__name__
-    return "neither a file nor a folder"
+    return os.strerror(errno.EACCES) if file.is_file() else "neither a file nor a folder"
 
 
 def _refused(path: Path, total: int, skipped: dict[str, str]) -> InputError:
@@ -347,6 +357,16 @@ def _prepared(
 
 
 def _opened(cache: Path, stem: str, recipe: dict[str, Any]) -> Photos:
+    try:
+        return _read_cache(cache, stem, recipe)
+    except OSError as error:  # not what is damaged, so not to be written over
+        raise InputError(
+            f"data.dir: {error.filename or cache} cannot be read ({error.strerror}): mend its "
+            "permissions, or the disk."
+        ) from error
+
+
+def _read_cache(cache: Path, stem: str, recipe: dict[str, Any]) -> Photos:
     listing = cache / f"{stem}.json"
     if not listing.is_file():
         raise _Unusable
@@ -362,7 +382,7 @@ def _opened(cache: Path, stem: str, recipe: dict[str, Any]) -> Photos:
         file = cache / f"{stem}_{split}.npy"
         try:
             rows = splits[split] = np.load(file, mmap_mode="r")
-        except (OSError, ValueError, EOFError) as error:
+        except (FileNotFoundError, ValueError, EOFError) as error:
             raise _Unusable(f"{file} is damaged ({_reason(error)})") from error
         if rows.dtype != np.uint8 or _fingerprint(rows) != held:
             raise _Unusable(f"{file} is damaged (it is not what {listing.name} says)")

@@ -178,7 +178,10 @@ def _render(factors: Array, resolution: int) -> Array:
 
 def _scene(factors: Array, across: Array, up: Array, edge: float) -> Array:
     """One scene [H, W, 3] where x is `across` [1, W] and y is `up` [H, 1], from -1 to 1."""
-    between = _Between(factors)
+    value = dict(zip(FACTORS, factors, strict=True))
+
+    def between(name, low, high):
+        return low + (high - low) * value[name]
 
     # Lengths on the face are in units of its size.
     size = between("size", 0.42, 0.58)
@@ -186,6 +189,7 @@ def _scene(factors: Array, across: Array, up: Array, edge: float) -> Array:
     east = (across - between("x", -0.17, 0.17)) / size
     north = (up - between("y", -0.33, -0.03)) / size
     tilt = between("tilt", 0.4, -0.4)
+    stretch = between("shape", 0.88, 1.12)
     sun_angle = between("light", -1.0, 1.0)
     sun_x, sun_y = jnp.sin(sun_angle), jnp.cos(sun_angle)
 
@@ -193,14 +197,23 @@ def _scene(factors: Array, across: Array, up: Array, edge: float) -> Array:
         cos, sin = jnp.cos(tilt), jnp.sin(tilt)
         return cos * x + sin * y, cos * y - sin * x
 
+    head = functools.partial(_head, stretch=stretch, squareness=between("shape", 0.0, 1.1))
     x, y = tilted(east, north)
     side = jnp.sqrt(x * x + 0.01)  # |x|, smooth: one ear and one cheek stand for two
-    shadow = _head(between, *tilted(east + 0.3 * sun_x, north + 0.3 * sun_y))
+    shadow = head(*tilted(east + 0.3 * sun_x, north + 0.3 * sun_y))
     sun = _length(across - 0.75 * sun_x, up - 0.15 - 0.6 * sun_y) - 0.22
     slope = sun_x * east + sun_y * north
     lit = 0.5 + 0.5 * slope / jnp.sqrt(1 + slope * slope)
-    head, ear = _head(between, x, y), _ear(between, side, y)
-    eyes, pupils, mouth = _features(between, x, y, side, soft)
+
+    ear = _ear(side - 0.5 * stretch, y - 0.75 / stretch, between("ears", 0.2, 0.85))
+
+    openness = between("eyes", 0.45, 1.25)
+    eyes = _inside((_length(side - 0.42, (y - 0.2) / openness) - 0.32) * openness, soft)
+    gaze = between("gaze", -0.15, 0.15)
+    pupils = sum(_inside(_length(x - gaze - at, y - 0.2) - 0.19, soft) for at in (-0.41, 0.41))
+
+    lips = y + 0.45 - between("mouth", -0.9, 1.6) * (x * x - 0.08)
+    mouth = _within(lips, 0.14, soft) * _within(x, 0.54, soft)
 
     skin = _hue(between("hue", -0.9, 2.9), 0.64, 0.30)
     sky = _hue(between("background", 2.6, 5.4), 0.80, 0.13)
@@ -213,8 +226,8 @@ def _scene(factors: Array, across: Array, up: Array, edge: float) -> Array:
         (0.35 * _inside(shadow, 4 * soft), (0.25, 0.22, 0.38)),
         (_inside(ear, soft), 0.85 * skin),
         (_inside(ear + 0.15, soft), 0.5 * skin + 0.45),
-        (_inside(head, soft), 0.72 * skin),
-        (_inside(head, soft) * lit, 0.65 * skin + 0.34),
+        (_inside(head(x, y), soft), 0.72 * skin),
+        (_inside(head(x, y), soft) * lit, 0.65 * skin + 0.34),
         (0.45 * _inside(_length(side - 0.7, y + 0.22) - 0.2, 2 * soft), (0.95, 0.42, 0.45)),
         (eyes, (0.98, 0.98, 0.98)),
         (eyes * pupils, (0.13, 0.11, 0.20)),
@@ -222,45 +235,17 @@ def _scene(factors: Array, across: Array, up: Array, edge: float) -> Array:
     )
 
 
-class _Between:
-    """The factors [12] of a scene, each as a number between two."""
-
-    def __init__(self, factors: Array):
-        self._value = dict(zip(FACTORS, factors, strict=True))
-
-    def __call__(self, name: str, low: float, high: float) -> Array:
-        return low + (high - low) * self._value[name]
-
-
-def _head(between: _Between, x: Array, y: Array) -> Array:
-    """Signed distance to the head, a disc that widens to a square."""
-    stretch = between("shape", 0.88, 1.12)
-    squareness = between("shape", 0.0, 1.1)
-    # The Euclidean norm where squareness is 0, the 4-norm where it is 1.
+def _head(x: Array, y: Array, *, stretch: Array, squareness: Array) -> Array:
+    """Distance to a head: by the Euclidean norm where squareness is 0, the 4-norm where it is 1."""
     xx, yy = jnp.square(x / stretch), jnp.square(y * stretch)
     fourth = jnp.square(xx + yy) - 2 * squareness * (xx * yy)
     return jnp.sqrt(jnp.sqrt(fourth + 1e-4)) - 1
 
 
-def _ear(between: _Between, side: Array, y: Array) -> Array:
-    """Signed distance to an ear: a capsule, from its root upwards and a little outwards."""
-    stretch = between("shape", 0.88, 1.12)
-    ear_x, ear_y = side - 0.5 * stretch, y - 0.75 / stretch
-    along = jnp.clip(0.25 * ear_x + 0.97 * ear_y, 0, between("ears", 0.2, 0.85))
-    return _length(ear_x - 0.25 * along, ear_y - 0.97 * along) - 0.3
-
-
-def _features(
-    between: _Between, x: Array, y: Array, side: Array, soft: Array
-) -> tuple[Array, Array, Array]:
-    """Masks of eyes, pupils and mouth."""
-    openness = between("eyes", 0.45, 1.25)
-    eye = (_length(side - 0.42, (y - 0.2) / openness) - 0.32) * openness
-    gaze = between("gaze", -0.15, 0.15)
-    pupils = sum(_inside(_length(x - gaze - at, y - 0.2) - 0.19, soft) for at in (-0.41, 0.41))
-    lips = y + 0.45 - between("mouth", -0.9, 1.6) * (x * x - 0.08)
-    mouth = _within(lips, 0.14, soft) * _within(x, 0.54, soft)
-    return _inside(eye, soft), pupils, mouth
+def _ear(x: Array, y: Array, length: Array) -> Array:
+    """Distance to a capsule from its root at (0, 0) upwards and a little outwards."""
+    along = jnp.clip(0.25 * x + 0.97 * y, 0, length)
+    return _length(x - 0.25 * along, y - 0.97 * along) - 0.3
 
 
 def _paint(ground: Array, *layers: tuple[Array, Array]) -> Array:

@@ -63,9 +63,19 @@ def check_fields(config: ml_collections.ConfigDict, defaults: ml_collections.Con
                 f"The config has no field {field}: set it (its default is {default!r}), or begin "
                 "with this experiment's fields.defaults(name)."
             )
+        _require_unquoted(field, given[field])
         wanted = _mismatch(given[field], default)
         if wanted:
             raise InputError(f"{field}={given[field]!r} must be {wanted}.")
+
+
+def _require_unquoted(field: str, value: Any) -> None:
+    # From --config.FIELD=(a,b) the command line makes a tuple of one string.
+    if isinstance(value, tuple | list) and any(str(item)[:1] in "([" for item in value if item):
+        raise InputError(
+            f"{field}={value!r} holds brackets: on the command line put the tuple in quotes, and "
+            f"each string in it in quotes of the other kind, as in --config.{field}=\"('a', 'b')\"."
+        )
 
 
 def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -80,9 +90,13 @@ def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _hint(field: str, known: dict[str, Any]) -> str:
-    same_end = [name for name in known if name.rpartition(".")[2] == field.rpartition(".")[2]]
-    close = same_end[:1] or difflib.get_close_matches(field, known, n=1)
-    return f"did you mean {close[0]}?" if close else f"its fields are {', '.join(known)}."
+    section, _, name = field.rpartition(".")
+    by_name = {each.rpartition(".")[2]: each for each in known}
+    close = difflib.get_close_matches(name, by_name, n=1)
+    if close:
+        same_section = f"{section}.{close[0]}"
+        return f"did you mean {same_section if same_section in known else by_name[close[0]]}?"
+    return f"its fields are {', '.join(known)}."
 
 
 def _mismatch(value: Any, default: Any) -> str:

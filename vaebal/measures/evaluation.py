@@ -188,9 +188,11 @@ def importance_weighted_nll(
     kappa: int | None = None,
     decode: Decode = to_unit_pixels,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """-log p(x) by S importance samples from q(z|x) (Burda et al., 2016).
+    """An upper bound on -log p(x) by S importance samples from q(z|x) (Burda et al., 2016).
 
-    The samples are streamed: memory does not grow with S.
+    Its expectation lies above -log p(x), by less the larger the effective sample size; near 1,
+    one sample has all the weight and the bound is hardly better than -ELBO.
+    `likelihood.laplace_nll` is tighter. Samples are streamed: memory does not grow with S.
 
     Args:
       images: [N, ...], stored rows of `decode`.
@@ -198,8 +200,8 @@ def importance_weighted_nll(
       block: examples decoded at a time; part of the draw's name, so it belongs to the number.
 
     Returns:
-      -(logsumexp_s log w_s - log S) [N] in nats, an upper bound in expectation, and
-      the effective sample size (sum w)^2 / sum w^2 [N], between 1 and S.
+      -(logsumexp_s log w_s - log S) [N] in nats, and the effective sample size
+      (sum w)^2 / sum w^2 [N], between 1 and S.
     """
     kappa = model.latents if kappa is None else kappa
     block = min(block, len(images))

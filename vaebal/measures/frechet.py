@@ -122,6 +122,22 @@ class FrechetEstimate(NamedTuple):
     warning: str  # the bias in words, where a covariance is singular; else empty
 
 
+def _check_features(features: np.ndarray, reference: np.ndarray, parts: int) -> None:
+    for name, given in (("features", features), ("reference", reference)):
+        if given.ndim != 2 or given.shape[1] != reference.shape[-1]:
+            raise ValueError(f"{name} has shape {given.shape}; give [N, F], F as in the other set.")
+        if not np.isfinite(given).all():
+            raise ValueError(f"{name} has values that are not finite; remove those examples.")
+    if parts < 2:
+        raise ValueError(f"parts is {parts}; a line needs at least 2.")
+    fewest = min(len(features), len(reference))
+    if fewest < 2 * parts:
+        raise ValueError(
+            f"{fewest} examples make {parts} subsets of fewer than 2; "
+            "give more examples or fewer parts."
+        )
+
+
 def frechet_estimate(
     features: np.ndarray, reference: np.ndarray, *, seed: int, parts: int = 5
 ) -> FrechetEstimate:
@@ -142,19 +158,8 @@ def frechet_estimate(
       ValueError: not [N, F] and [M, F], not finite, or subsets of fewer than 2 examples.
     """
     features, reference = np.asarray(features), np.asarray(reference)
-    for name, given in (("features", features), ("reference", reference)):
-        if given.ndim != 2 or given.shape[1] != reference.shape[-1]:
-            raise ValueError(f"{name} has shape {given.shape}; give [N, F], F as in the other set.")
-        if not np.isfinite(given).all():
-            raise ValueError(f"{name} has values that are not finite; remove those examples.")
-    if parts < 2:
-        raise ValueError(f"parts is {parts}; a line needs at least 2.")
+    _check_features(features, reference, parts)
     fewest, size = min(len(features), len(reference)), features.shape[1]
-    if fewest < 2 * parts:
-        raise ValueError(
-            f"{fewest} examples make {parts} subsets of fewer than 2; "
-            "give more examples or fewer parts."
-        )
 
     def subsets(name: str, given: np.ndarray, number: int) -> list[Moments]:
         order = np.asarray(
@@ -175,6 +180,7 @@ def frechet_estimate(
     ]
     numbers, values = np.arange(1, parts + 1), np.array([np.mean(level) for level in levels])
     extrapolated = np.polynomial.Polynomial.fit(numbers, values, 1)(0.0)
+    warning = ""
     if fewest <= size:
         warning = f"{fewest} examples of {size} features: covariance is singular, value is biased"
     elif fewest // parts <= size:
@@ -182,8 +188,6 @@ def frechet_estimate(
             f"subsets of {fewest // parts} examples of {size} features: "
             "their covariance is singular, extrapolated is biased"
         )
-    else:
-        warning = ""
     smallest = np.array(levels[-1])
     return FrechetEstimate(
         value=float(values[0]),

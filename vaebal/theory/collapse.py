@@ -30,24 +30,7 @@ from jax import Array
 
 from vaebal.models import GaussianVAE
 from vaebal.models.objectives import gaussian_vae_terms
-
-# Where the weights of a latent lie in the parameters of the models built here: path -> axis of K.
-# The heads' biases come last: Theorem 2 does not name them, and needs them zero.
-LATENT_WEIGHTS: dict[tuple[str, ...], int] = {
-    ("decoder", "first", "kernel"): 0,
-    ("affine", "kernel"): 0,
-    ("encoder", "mean", "kernel"): 1,
-    ("encoder", "affine", "kernel"): 1,
-    ("encoder", "log_var", "kernel"): 1,
-}
-LATENT_BIASES: dict[tuple[str, ...], int] = {
-    ("encoder", "mean", "bias"): 0,
-    ("encoder", "log_var", "bias"): 0,
-}
-
-
-def _names(path: tuple) -> tuple[str, ...]:
-    return tuple(entry.key for entry in path)
+from vaebal.theory.gradients import LATENT_BIASES, LATENT_WEIGHTS, path_name
 
 
 def _at(axis: int, j: int | None) -> tuple:
@@ -66,7 +49,7 @@ def collapse(params: Any, j: int | None = None, *, biases: bool = True) -> Any:
     where = LATENT_WEIGHTS | (LATENT_BIASES if biases else {})
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: (
-            leaf.at[_at(where[_names(path)], j)].set(0.0) if _names(path) in where else leaf
+            leaf.at[_at(where[path_name(path)], j)].set(0.0) if path_name(path) in where else leaf
         ),
         params,
     )
@@ -110,13 +93,13 @@ def latent_gradients(
         return gaussian_vae_terms(x, outputs).negative_elbo.mean()
 
     gradients = {
-        _names(path): leaf
+        path_name(path): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(jax.grad(loss)(params))
     }
     return {
-        "/".join(names): jnp.abs(gradients[names][_at(axis, j)]).max()
-        for names, axis in LATENT_WEIGHTS.items()
-        if names in gradients
+        name: jnp.abs(gradients[name][_at(axis, j)]).max()
+        for name, axis in LATENT_WEIGHTS.items()
+        if name in gradients
     }
 
 

@@ -121,7 +121,7 @@ class LeaveNotice(contextlib.AbstractContextManager):
     def _tell(self, number: int, frame: Any) -> None:
         self._told = True
         if number == signal.SIGINT:
-            signal.signal(number, signal.default_int_handler)
+            signal.signal(number, self._before[number])
 
     def given(self, epochs: Iterable[int]) -> bool:
         """Whether to leave after `epochs`, those done since this was last asked, in order."""

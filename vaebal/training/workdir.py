@@ -239,13 +239,14 @@ def load_arrays(path: Path, remedy: str = "") -> dict[str, np.ndarray]:
     """What `save_arrays` wrote.
 
     Args:
-      remedy: what to do about a file that is missing or damaged; "": delete the row.json beside
-        it, without which what it belongs to is unfinished and made anew.
+      remedy: what to do about a file that is missing or damaged; "": delete the .json of its
+        name, or row.json, beside it, without which what it belongs to is unfinished and made anew.
 
     Raises:
       CheckpointError: it is missing, damaged or cannot be read; names it and the remedy.
     """
-    beside = path.parent / "row.json"
+    of_its_name = path.with_suffix(".json")
+    beside = of_its_name if of_its_name.exists() else path.parent / "row.json"
     remedy = remedy or f"delete {beside}, and the same command makes both anew"
     octets = _read(path, remedy)
     try:
@@ -265,7 +266,23 @@ def read_json(path: Path, remedy: str = "") -> Any:
       CheckpointError: it is missing, damaged or cannot be read; names it and the remedy.
     """
     octets = _read(path, remedy or "the same command makes it anew")
-    remedy = remedy or "delete it, and the same command makes it anew"
+    return _parsed(path, octets, remedy or "delete it, and the same command makes it anew")
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """The values in a run's file of one JSON value a line; none where it is not there.
+
+    Raises:
+      CheckpointError: it is damaged or cannot be read; names it and the remedy.
+    """
+    if not path.exists():
+        return []
+    remedy = "bring it back from a copy, or delete it, and its record begins where the run goes on"
+    lines = _read(path, remedy).splitlines()
+    return [_parsed(path, line, remedy) for line in lines]
+
+
+def _parsed(path: Path, octets: bytes, remedy: str) -> Any:
     try:
         return json.loads(octets)
     except ValueError as error:  # neither JSON nor UTF-8

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vaebal.data import Decode, ImageSet, mean_image
+from vaebal.data import Decode, ImageSet, mean_image, some_indices
 from vaebal.measures import evaluation, mmd
 from vaebal.measures.factors import factor_r2, factor_shares
 from vaebal.models import GaussianVAE, prior_samples
@@ -19,8 +19,8 @@ ACTIVE_SHOWN, IDLE_SHOWN = 13, 3  # latents traversed, at most
 
 
 def largest_variance(images: ImageSet, *, rows: int = 4096, steps: int = 50) -> float:
-    """lambda_1 of the first `rows` training images, above which total collapse is a minimum."""
-    used = jnp.asarray(images.train[:rows])
+    """lambda_1 of `rows` training images, above which total collapse is a minimum."""
+    used = jnp.asarray(images.train[some_indices(len(images.train), rows, "largest variance")])
 
     @jax.jit
     def power(used):
@@ -42,9 +42,8 @@ def evaluate(
     """Every number of one run's row; `x` with its standard error `x_se` over the test images."""
     options = {"seed": seed, "block": config.eval.block, "decode": images.decode}
     test = evaluation.posterior(model, params, jnp.asarray(images.test), **options)
-    train = evaluation.posterior(
-        model, params, jnp.asarray(images.train[: config.eval.train_images]), **options
-    )
+    shown = some_indices(len(images.train), config.eval.train_images, "evaluation/train")
+    train = evaluation.posterior(model, params, jnp.asarray(images.train[shown]), **options)
     gamma = float(jnp.exp(model.apply({"params": params}, method="log_gamma")))
     z = jnp.asarray(test.sample[: config.eval.mmd_samples])
     active = test.mean.var(0) > 0.01
@@ -67,7 +66,7 @@ def evaluate(
     factors, shares = [], []
     if images.test_factors is not None:
         factors = factor_r2(
-            train.mean[:, active], images.train_factors[: len(train.mean)],
+            train.mean[:, active], images.train_factors[shown],
             test.mean[:, active], images.test_factors,
         )  # fmt: skip
         shares = factor_shares(test.mean, images.test_factors).tolist()

@@ -29,32 +29,6 @@ def defaults(name: str) -> ml_collections.ConfigDict:
     train.activation = "silu"
     train.epochs_per_checkpoint = 25
 
-    _stages(config)
-
-    # The network whose penultimate features "FD (classifier)" is measured in, where the data has
-    # labels or factors.
-    classifier = config.classifier = ml_collections.ConfigDict()
-    classifier.features = 64
-    classifier.width = 256
-    classifier.epochs = 20
-    classifier.learning_rate = 1e-3
-    classifier.clip_norm = 20.0
-
-    evaluation = config.eval = ml_collections.ConfigDict()
-    evaluation.reference_images = 0  # training images that all are compared with; 0: every one
-    evaluation.samples = 0  # test images used, and images generated; 0: as many as test images
-    evaluation.parts = 5  # subsets, for the spread of Fréchet distances
-    evaluation.bins = (100, 200, 300)  # K of NDB/K
-    evaluation.whiten = False  # of NDB's distances; only where no pixel is nearly constant
-    evaluation.fid = False  # real Inception features; needs their weights
-    evaluation.inception_weights = ""  # "": $VAEBAL_INCEPTION_WEIGHTS or ~/.cache/vaebal
-    evaluation.block = 500  # images computed at a time
-    evaluation.pictures = 12
-    return config
-
-
-def _stages(config: ml_collections.ConfigDict) -> None:
-    """Adds the networks that make images, in the order of their training."""
     ae = config.ae = ml_collections.ConfigDict()  # the deterministic autoencoder
     ae.network = "mlp"  # or "conv", from 32 pixels on
     ae.codes = 16  # d tilde; kappa of both VAEs is the same
@@ -66,9 +40,34 @@ def _stages(config: ml_collections.ConfigDict) -> None:
     ae.learning_rate = 1e-3
     ae.clip_norm = 200.0
 
+    config.vae, config.vae_plus = _vaes()
+
+    wae = config.wae = ml_collections.ConfigDict()  # the same network as the first VAE
+    wae.width = 256
+    wae.layers = 3
+    wae.blocks = 2
+    wae.epochs = 100
+    wae.learning_rate = 1e-3
+    wae.clip_norm = 200.0
+    wae.weight = 100.0  # lambda, against the error summed over pixels
+
+    # The network whose penultimate features "FD (classifier)" is measured in, where the data has
+    # labels or factors.
+    classifier = config.classifier = ml_collections.ConfigDict()
+    classifier.features = 64
+    classifier.width = 256
+    classifier.epochs = 20
+    classifier.learning_rate = 1e-3
+    classifier.clip_norm = 20.0
+
+    config.eval = _evaluation()
+    return config
+
+
+def _vaes() -> tuple[ml_collections.ConfigDict, ml_collections.ConfigDict]:
     # The first VAE, on standardised codes. Its error is measured in "pixels" through the frozen
     # decoder (prescription 3), or in "codes"; every space listed gives a VAE and a VAE+.
-    vae = config.vae = ml_collections.ConfigDict()
+    vae = ml_collections.ConfigDict()
     vae.spaces = ("pixels", "codes")
     vae.width = 256
     vae.layers = 3
@@ -81,18 +80,24 @@ def _stages(config: ml_collections.ConfigDict) -> None:
     vae.gamma_rate = 5e-3  # at most so many nats of log gamma a step: the homotopy's speed
 
     # The second VAE, on z ~ q(z|x), drawn anew in every step.
-    plus = config.vae_plus = ml_collections.ConfigDict(vae.to_dict())
+    plus = ml_collections.ConfigDict(vae.to_dict())
     del plus.spaces
     # z has about the prior's variance, where gamma starts, and so total collapse is a minimum:
     # latents that start informative find the way down. (On the digits, gamma from a tenth of that
     # on left the distance at 7.5 instead of 5 to 6.)
     plus.log_var_init = -2.0
+    return vae, plus
 
-    wae = config.wae = ml_collections.ConfigDict()  # the same network as the first VAE
-    wae.width = 256
-    wae.layers = 3
-    wae.blocks = 2
-    wae.epochs = 100
-    wae.learning_rate = 1e-3
-    wae.clip_norm = 200.0
-    wae.weight = 100.0  # lambda, against the error summed over pixels
+
+def _evaluation() -> ml_collections.ConfigDict:
+    evaluation = ml_collections.ConfigDict()
+    evaluation.reference_images = 0  # training images that all are compared with; 0: every one
+    evaluation.samples = 0  # test images used, and images generated; 0: as many as test images
+    evaluation.parts = 5  # subsets, for the spread of Fréchet distances
+    evaluation.bins = (100, 200, 300)  # K of NDB/K
+    evaluation.whiten = False  # of NDB's distances; only where no pixel is nearly constant
+    evaluation.fid = False  # real Inception features; needs their weights
+    evaluation.inception_weights = ""  # "": $VAEBAL_INCEPTION_WEIGHTS or ~/.cache/vaebal
+    evaluation.block = 500  # images computed at a time
+    evaluation.pictures = 12
+    return evaluation

@@ -27,7 +27,7 @@ from vaebal.experiments.generation.stages import (
     networks,
 )
 from vaebal.generation import classifier
-from vaebal.measures import inception
+from vaebal.measures import inception_weights
 from vaebal.models.nets import ACTIVATIONS
 from vaebal.training import devices
 from vaebal.training.workdir import load_arrays, workdir_path
@@ -106,7 +106,8 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
     targets = classifier.targets_of(images, config.data.dir)
     check_against_data(config, images, targets)
     if config.eval.fid and config.eval.inception_weights:
-        inception.load_params(config.eval.inception_weights)  # refuses before hours of training
+        # Refused before hours of training.
+        inception_weights.load_params(config.eval.inception_weights)
     path = inputs.open_run(config, workdir, images)
     session = Session(config, path, images, targets)
     print(

@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 from sklearn.metrics import pairwise_distances_argmin
 
-from vaebal.data import ImageSet
+from vaebal.data import ImageSet, some_indices
 from vaebal.errors import InputError
 from vaebal.experiments.generation.stages import (
     Session,
@@ -24,7 +24,7 @@ from vaebal.experiments.generation.stages import (
     networks,
 )
 from vaebal.generation import classifier, stages
-from vaebal.measures import evaluation, inception, mmd
+from vaebal.measures import evaluation, inception, inception_weights, mmd
 from vaebal.measures.frechet import frechet_estimate
 from vaebal.measures.ndb import Bins, ndb_bins, ndb_compare
 from vaebal.models import prior_samples
@@ -126,11 +126,7 @@ def interpolate(session: Session, nets: dict[str, Any], x: Array) -> Array:
 
 
 def _some(rows: np.ndarray, count: int, name: str) -> np.ndarray:
-    """`count` of the rows, drawn at random, as sets are often sorted; all in order if that many."""
-    if count == len(rows):
-        return rows
-    order = jax.random.permutation(stream(0, f"evaluation/{name}"), len(rows))
-    return rows[np.sort(np.asarray(order)[:count])]
+    return rows[some_indices(len(rows), count, f"evaluation/{name}")]
 
 
 class Scorer:
@@ -177,7 +173,7 @@ class Scorer:
                 model, params, images, block
             )[0]
         if not self.without_fid:
-            weights = inception.load_params(self._config.eval.inception_weights)
+            weights = inception_weights.load_params(self._config.eval.inception_weights)
             shape = self._images.image_shape
             found["fid"] = lambda images: inception.inception_features(
                 weights, images.reshape(-1, *shape), min(block, 50)
@@ -190,7 +186,7 @@ class Scorer:
         if not self._config.eval.fid:
             return "not asked for (eval.fid)"
         try:
-            inception.load_params(self._config.eval.inception_weights)
+            inception_weights.load_params(self._config.eval.inception_weights)
         except InputError as error:
             return str(error)
         return ""

@@ -15,7 +15,7 @@ from vaebal.models import GaussianVAE, init_params
 from vaebal.models.nets import ACTIVATIONS, MLPEncoder, ResidualDecoder
 from vaebal.streams import stream
 from vaebal.theory import collapse
-from vaebal.theory.probing import dense_hessian
+from vaebal.theory.hessian import dense_hessian
 
 # For what runs a few times, compiling fast is what counts.
 _few_calls = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

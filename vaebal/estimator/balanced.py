@@ -1,0 +1,319 @@
+"""`BalancedVAE`: a VAE in balance as a scikit-learn estimator, and `fit`, which is one call."""
+
+import functools
+import io
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax import Array
+from rich.console import Console
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from vaebal.diagnosis import Certificate, diagnose
+from vaebal.errors import InputError
+from vaebal.estimator import rows as rows_of
+from vaebal.estimator.plan import HELD_OUT, LEAST_ROWS, Plan, plan
+from vaebal.estimator.rows import Scale
+from vaebal.estimator.train import BLOCK, Fitted, build
+from vaebal.estimator.train import fit as train_vae
+from vaebal.models import GaussianVAE, latent_noise, prior_samples
+from vaebal.models.objectives import gaussian_vae_terms
+from vaebal.streams import stream
+from vaebal.training.workdir import write_atomically
+
+FORMAT = 1
+JUDGED = 100  # samples that a verdict needs
+
+
+class BalancedVAE(TransformerMixin, BaseEstimator):
+    """A VAE that ends with as many active latents as its data have dimensions.
+
+    The adaptive homotopy finds the count, with no knowledge of it; training then goes on at that
+    count until the held-out bound has settled. Data of any scale and sign, [N, D] or images
+    [N, H, W, C]; all features share one scale, so features of different units want scaling before.
+
+    Args:
+      max_latents: at most so many latents; None: 32, and twice as many where all come into use.
+      budget: minutes that `fit` may take, about; None: until it is done.
+      seed: of the held-out rows, the start, the batches and the noise.
+      verbose: whether `fit` says what it chose and how it is getting on.
+
+    Attributes:
+      dimension_: the count, latents in use. All methods speak of these alone.
+      gamma_: decoder variance, in the data's own units squared.
+      error_: held-out E|x - x_hat|^2 at the posterior mean, summed over features, in their units
+        squared.
+      plan_: what was chosen.
+      settled_: whether the count was found well before the steps ended; if not, a longer fit may
+        find more.
+      history_: what training told, a dictionary a chunk: "phase" 0 finds the count and 1 settles.
+      certificate_: `vaebal.diagnose` of the held-out samples, or of all where fewer than 100 are
+        held out; None where there are fewer than 100.
+      n_features_in_, image_shape_: of the data; (H, W, C) or None.
+    """
+
+    def __init__(
+        self,
+        max_latents: int | None = None,
+        budget: float | None = None,
+        seed: int = 0,
+        verbose: bool = False,
+    ):
+        self.max_latents = max_latents
+        self.budget = budget
+        self.seed = seed
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any = None) -> "BalancedVAE":
+        """Fits X; y is not read.
+
+        Raises:
+          ValueError: X is no real array of at least 8 samples, has NaN or infinity, or does not
+            vary; names what and what to do.
+          Diverged: training did; another seed may not.
+        """
+        self._check_params()
+        begun = time.monotonic()
+        deadline = np.inf if self.budget is None else begun + 60 * self.budget
+        X = self._rows(X, reset=True)
+        self._scale = rows_of.scale_of(X)
+        order = np.random.default_rng(self.seed).permutation(len(X))
+        held = max(2, round(HELD_OUT * len(X)))
+        rows = self._scale.standardise(X)
+        kept, held_out = rows[np.sort(order[held:])], rows[np.sort(order[:held])]
+        latents = self.max_latents
+        while True:
+            chosen = plan(len(kept), X.shape[1], latents)
+            self._say(f"{len(kept):,} samples of {X.shape[1]}, {held:,} held out: {chosen}")
+            got = train_vae(chosen, kept, held_out, self.seed, self._tell, deadline)
+            full = got.open == chosen.latents < X.shape[1] and self.max_latents is None
+            if not full or time.monotonic() > deadline:
+                break
+            latents = min(2 * chosen.latents, X.shape[1])
+            self._say(f"All {chosen.latents} latents are in use: again with {latents}")
+        self._keep(chosen, got)
+        error = np.square(held_out - self._decode(self._encode(held_out)[0])).sum(1).mean()
+        self.error_ = float(error) * self._scale.scale**2
+        self.certificate_ = self._certified(held_out if held >= JUDGED else rows)
+        self._say(
+            f"{self.dimension_} latents in use; held-out error {self.error_:.4g}, "
+            f"{time.monotonic() - begun:.0f} s"
+            + ("" if self.settled_ else "; the last opened late: a longer fit may find more")
+        )
+        return self
+
+    def _check_params(self) -> None:
+        if self.max_latents is not None and self.max_latents < 1:
+            raise InputError(f"max_latents={self.max_latents!r} must be at least 1, or None.")
+        if self.budget is not None and not self.budget > 0:
+            raise InputError(f"budget={self.budget!r} must be minutes above 0, or None.")
+
+    def _rows(self, X: Any, reset: bool) -> np.ndarray:
+        """X [N, D] or [N, H, W, C] as checked rows [N, D]."""
+        shape = getattr(X, "shape", ())
+        images = len(shape) == 4
+        X = validate_data(
+            self, np.reshape(X, (len(X), -1)) if images else X, reset=reset,
+            ensure_min_samples=LEAST_ROWS if reset else 1, dtype="numeric",
+        )  # fmt: skip
+        if reset:
+            self.image_shape_ = tuple(shape[1:]) if images else None
+        return np.asarray(X)
+
+    def _keep(self, chosen: Plan, got: Fitted) -> None:
+        self.plan_, self.history_, self.settled_ = chosen, got.history, got.settled
+        self.dimension_ = got.open
+        self._params = jax.tree.map(np.asarray, got.params)
+        self.gamma_ = float(np.exp(self._params["log_gamma"])) * self._scale.scale**2
+
+    def _certified(self, rows: np.ndarray) -> Certificate | None:
+        """The verdict on standardised rows."""
+        if len(rows) < JUDGED:
+            return None
+        mean, variance = self._encode(rows)
+        eps = np.asarray(latent_noise(stream(0, "certificate"), *mean.shape))
+        idle = ((0, 0), (0, self.plan_.latents - self.dimension_))
+        return diagnose(
+            rows, self._decode(mean), np.pad(mean, idle), np.pad(np.log(variance), idle),
+            x_hat_sampled=self._decode(mean + np.sqrt(variance) * eps),
+            gamma=float(np.exp(self._params["log_gamma"])),
+        )  # fmt: skip
+
+    @property
+    def _model(self):
+        return build(self.plan_, self.n_features_in_)
+
+    def _tell(self, phase: str, share: float, told: dict[str, float]) -> None:
+        if self.verbose and sys.stderr.isatty():
+            print(
+                f"\r{'finding the count' if phase == 'count' else 'settling'} {share:4.0%}  "
+                f"open {told['open']:.0f}  γ {told['gamma']:.2g}  held-out bound "
+                f"{told['held_out_bound']:.1f}   ",
+                end="", file=sys.stderr, flush=True,
+            )  # fmt: skip
+
+    def _say(self, text: str) -> None:
+        if self.verbose:
+            Console(stderr=True).print(f"\r{text}", markup=False, highlight=False, soft_wrap=True)
+
+    def _apply(self, function: Any, *arrays: np.ndarray) -> Any:
+        """function of blocks of rows, always as large, so that a row's result is its own."""
+        size, parts = len(arrays[0]), []
+        for start in range(0, size, BLOCK):
+            pieces = [array[start : start + BLOCK] for array in arrays]
+            fill = BLOCK - len(pieces[0])
+            filled = [np.pad(p, ((0, fill), *[(0, 0)] * (p.ndim - 1))) for p in pieces]
+            got = jax.device_get(function(self._model, self._params, self.dimension_, *filled))
+            parts.append(jax.tree.map(lambda leaf, fill=fill: leaf[: BLOCK - fill], got))
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+    def _encode(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Standardised rows -> mean and variance of the latents in use, [N, dimension_] each."""
+        mean, log_var = self._apply(_encoded, rows)
+        return mean[:, : self.dimension_], np.exp(log_var[:, : self.dimension_])
+
+    def _decode(self, z: np.ndarray) -> np.ndarray:
+        """Latents in use [N, dimension_] -> standardised rows."""
+        idle = self.plan_.latents - self.dimension_
+        return self._apply(_decoded, np.pad(z, ((0, 0), (0, idle))))
+
+    def transform(self, X: Any, return_variance: bool = False) -> Any:
+        """The posterior means of the latents in use, [N, dimension_].
+
+        Args:
+          return_variance: returns (means, posterior variances) instead.
+        """
+        check_is_fitted(self, "dimension_")
+        mean, variance = self._encode(self._scale.standardise(self._rows(X, reset=False)))
+        return (mean, variance) if return_variance else mean
+
+    def inverse_transform(self, Z: Any) -> np.ndarray:
+        """Latents [N, dimension_] -> data in their own units, [N, D] or [N, H, W, C].
+
+        Raises:
+          ValueError: another number of latents.
+        """
+        check_is_fitted(self, "dimension_")
+        Z = np.asarray(Z, np.float32)
+        if Z.ndim != 2 or Z.shape[1] != self.dimension_:
+            raise InputError(
+                f"Z has shape {Z.shape}: give [N, {self.dimension_}], as `transform` does."
+            )
+        return self._shaped(self._scale.restore(self._decode(Z)))
+
+    def sample(self, n: int = 1, seed: int = 0, noise: bool = False) -> np.ndarray:
+        """n samples from the prior, decoded: [n, D] or [n, H, W, C], in the data's own units.
+
+        Args:
+          noise: adds the decoder's, of variance gamma_.
+        """
+        check_is_fitted(self, "dimension_")
+        z = prior_samples(stream(seed, "samples"), n, self.dimension_)
+        rows = self._scale.restore(self._decode(np.asarray(z)))
+        if noise:
+            rows += np.sqrt(self.gamma_) * np.random.default_rng(seed).normal(size=rows.shape)
+        return self._shaped(rows)
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """ELBO of each sample [N]: a lower bound of its log density, nats, in its own units.
+
+        One draw of z each, always the same.
+        """
+        check_is_fitted(self, "dimension_")
+        rows = self._scale.standardise(self._rows(X, reset=False))
+        eps = np.asarray(latent_noise(stream(0, "score"), len(rows), self.plan_.latents))
+        negative_elbo = self._apply(_negative_elbo, rows, eps)
+        return -negative_elbo - rows.shape[1] * np.log(self._scale.scale)
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """The mean of `score_samples`: higher is better."""
+        return float(self.score_samples(X).mean())
+
+    def _shaped(self, rows: np.ndarray) -> np.ndarray:
+        return rows.reshape(-1, *self.image_shape_) if self.image_shape_ else rows
+
+    def save(self, path: str | Path) -> None:
+        """Writes all but the certificate into one .npz file, atomically; `load` reads it."""
+        check_is_fitted(self, "dimension_")
+        about = {
+            "format": FORMAT,
+            "arguments": self.get_params(),
+            "plan": self.plan_._asdict(),
+            "scale": self._scale.scale,
+            "open": self.dimension_,
+            "error": self.error_,
+            "settled": self.settled_,
+            "image_shape": self.image_shape_,
+            "history": self.history_,
+        }
+        octets = io.BytesIO()
+        weights = {f"params/{k}": v for k, v in flatten_dict(self._params, sep="/").items()}
+        np.savez(octets, about=json.dumps(about), mean=self._scale.mean, **weights)
+        write_atomically(Path(path).expanduser(), octets.getvalue())
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _encoded(model: GaussianVAE, params: Any, number: Array, x: Array) -> tuple[Array, Array]:
+    return model.apply({"params": params}, x, number, method="encode")
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _decoded(model: GaussianVAE, params: Any, number: Array, z: Array) -> Array:
+    return model.apply({"params": params}, z, method="decode")
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _negative_elbo(model: GaussianVAE, params: Any, number: Array, x: Array, eps: Array) -> Array:
+    return gaussian_vae_terms(x, model.apply({"params": params}, x, eps, number)).negative_elbo
+
+
+def load(path: str | Path) -> BalancedVAE:
+    """What `BalancedVAE.save` wrote.
+
+    Raises:
+      InputError: it is not there, or no such file.
+    """
+    path = Path(path).expanduser()
+    try:
+        with np.load(path) as arrays:
+            held = dict(arrays)
+        about = json.loads(str(held["about"]))
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise InputError(f"{path} is not what BalancedVAE.save writes ({error}).") from error
+    if about["format"] != FORMAT:
+        raise InputError(f"{path} has format {about['format']}: this version reads {FORMAT}.")
+    vae = BalancedVAE(**about["arguments"])
+    vae._scale = Scale(held["mean"], about["scale"])
+    vae.n_features_in_, shape = len(held["mean"]), about["image_shape"]
+    vae.image_shape_ = tuple(shape) if shape else None
+    prefix = "params/"
+    params = {k.removeprefix(prefix): v for k, v in held.items() if k.startswith(prefix)}
+    params = unflatten_dict(params, sep="/")
+    chosen = Plan(**about["plan"])
+    model = build(chosen, vae.n_features_in_)
+    vae._keep(chosen, Fitted(model, params, about["open"], about["history"], about["settled"]))
+    vae.error_, vae.certificate_ = about["error"], None
+    return vae
+
+
+def fit(X: Any, **arguments: Any) -> BalancedVAE:
+    """Fits a `BalancedVAE` to X and says how it is getting on.
+
+    Args:
+      X: an array [N, D] or images [N, H, W, C] of any scale; or the path of a .npy, .npz or .csv
+        file, or of a folder of images.
+      arguments: those of `BalancedVAE`.
+
+    Raises:
+      ValueError: X cannot be used, or read.
+    """
+    if isinstance(X, str | Path):
+        X = rows_of.read(X)
+    return BalancedVAE(**{"verbose": True, **arguments}).fit(X)

@@ -1,0 +1,113 @@
+"""Anybody's data as rows [N, D]: arrays and files in, one scale out and back."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from vaebal.errors import InputError
+
+ARRAYS = (".npy", ".npz", ".csv")
+
+
+def read(path: str | Path, resolution: int = 64) -> np.ndarray:
+    """The rows in a file, or the images of a folder.
+
+    Args:
+      path: .npy, .npz (of one array, or one named "x" or "X"), .csv (numbers, with or without a
+        header), or a folder of JPEG, PNG, WebP or BMP files.
+      resolution: pixels a side, of a folder's images.
+
+    Returns:
+      [N, D], or [N, H, W, C] of a folder's images.
+
+    Raises:
+      InputError: it is not there, of another kind, or cannot be read.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        from vaebal.data import load
+
+        images = load("folder", folder=str(path), resolution=resolution)
+        rows = np.concatenate([images.train, images.test])
+        return rows.reshape(-1, *images.image_shape)
+    if not path.exists():
+        raise InputError(f"{path} does not exist: give an array, a folder of images, or a file.")
+    if path.suffix not in ARRAYS:
+        raise InputError(
+            f"{path} is of no kind that can be read: give one of {', '.join(ARRAYS)}, or a folder "
+            "of images."
+        )
+    try:
+        if path.suffix == ".npy":
+            return np.load(path)
+        return _from_csv(path) if path.suffix == ".csv" else _from_npz(path)
+    except (ValueError, OSError, EOFError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} cannot be read as {path.suffix} ({error}).") from error
+
+
+def _from_npz(path: Path) -> np.ndarray:
+    with np.load(path) as arrays:
+        named = [name for name in ("x", "X") if name in arrays]
+        if not named and len(arrays.files) != 1:
+            raise InputError(
+                f"{path} holds the arrays {', '.join(arrays.files)}: name the one to fit 'x'."
+            )
+        return arrays[named[0] if named else arrays.files[0]]
+
+
+def _from_csv(path: Path) -> np.ndarray:
+    with path.open() as file:
+        first = file.readline()
+    try:
+        [float(cell) for cell in first.split(",")]
+        header = 0
+    except ValueError:
+        header = 1
+    return np.loadtxt(path, delimiter=",", skiprows=header, ndmin=2)
+
+
+class Scale(NamedTuple):
+    """What standardises rows: a mean, and one scale for all of their features.
+
+    The largest variance along any direction becomes 1. One scale, as one gamma is the variance of
+    every feature: features of different units want scaling of their own before.
+    """
+
+    mean: np.ndarray  # [D]
+    scale: float  # in the data's own units
+
+    def standardise(self, rows: np.ndarray) -> np.ndarray:
+        """[N, D] -> float32."""
+        return ((rows - self.mean) / self.scale).astype(np.float32)
+
+    def restore(self, rows: np.ndarray) -> np.ndarray:
+        """The inverse of `standardise`, in float64."""
+        return np.asarray(rows, np.float64) * self.scale + self.mean
+
+
+def scale_of(rows: np.ndarray, *, most: int = 4096, steps: int = 100) -> Scale:
+    """The scale of rows [N, D], in float64.
+
+    Args:
+      most: rows, drawn at random, whose largest variance is measured.
+
+    Raises:
+      InputError: rows that do not vary.
+    """
+    mean = rows.mean(0, dtype=np.float64)
+    rng = np.random.default_rng(0)
+    used = rows[np.sort(rng.permutation(len(rows))[:most])].astype(np.float64) - mean
+    unit = np.abs(used).max()
+    if not unit > 0:
+        raise InputError("X does not vary: every sample is the same; give samples that differ.")
+    used /= unit  # else squares could leave the range of floats
+    v = rng.normal(size=used.shape[1])
+    variance = 0.0
+    for _ in range(steps):
+        v = used.T @ (used @ v) / len(used)
+        variance = float(np.linalg.norm(v))
+        v /= variance
+    return Scale(mean, float(unit * np.sqrt(variance)))

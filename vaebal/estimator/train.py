@@ -1,0 +1,247 @@
+"""From rows to a VAE in balance: the count by the adaptive homotopy, then error and gamma.
+
+Shapes: N examples, D features, K latents. Rows are standardised.
+"""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from vaebal import homotopy
+from vaebal.data import steps_per_epoch
+from vaebal.errors import Diverged
+from vaebal.estimator.plan import Plan
+from vaebal.models import GaussianVAE, latent_noise, mlp_vae
+from vaebal.models.objectives import gaussian_vae_terms
+from vaebal.streams import stream
+from vaebal.training import (
+    Member,
+    Optimisation,
+    Program,
+    State,
+    gaussian_vae,
+    shared_given,
+    stack_members,
+)
+
+# Shares of the homotopy's steps between which its guard is let go, and before which the last latent
+# must have opened for the count to be taken as found.
+RELEASE, SETTLED_BY = (0.75, 0.9), 0.6
+CHUNKS = (
+    40  # of a phase: how often progress is told, the held-out bound measured, and time looked at
+)
+BLOCK = 256  # rows evaluated at a time, always so many, so that a row's result is its own
+# Of the held-out bound: it has worsened where for a quarter of the chunks it has not been better.
+PATIENT_CHUNKS = CHUNKS // 4
+
+# (phase, share of its steps done, the chunk's metrics)
+Tell = Callable[[str, float, dict[str, float]], None]
+
+
+class Fitted(NamedTuple):
+    """A VAE as it is kept."""
+
+    model: GaussianVAE
+    params: Any  # with log gamma
+    open: int  # latents in the model
+    history: list[dict[str, float]]
+    settled: bool  # whether the count was found well before the homotopy's end
+
+
+def build(plan: Plan, dim: int) -> GaussianVAE:
+    """The network: feed-forward, residual, with eq. 5's skip and its mirror."""
+    model = mlp_vae(
+        outputs=dim, latents=plan.latents, width=plan.width, encoder_layers=plan.blocks + 1,
+        decoder_blocks=plan.blocks, activation=jax.nn.silu, residual=True, affine_skip=True,
+        encoder_skip=True,
+    )  # fmt: skip
+    return model.clone(linear_variance=True)
+
+
+def _adaptive(plan: Plan, dim: int, member: Member) -> homotopy.Homotopy:
+    return homotopy.adaptive(dim, plan.steps, patience=plan.patience, release=RELEASE)
+
+
+def _at_the_count(member: Member) -> homotopy.Homotopy:
+    return homotopy.closed_form(2e-2)
+
+
+@functools.lru_cache(maxsize=8)
+def _program(plan: Plan, phase: str, shape: tuple[int, int]) -> Program:
+    """The compiled program of a phase, for any data of this shape."""
+    dim = shape[1]
+    finding = phase == "count"
+    steps = plan.steps if finding else plan.settle_steps
+    settings = Optimisation(
+        learning_rate=plan.learning_rate if finding else plan.learning_rate / 3,
+        final_learning_rate=2e-6,
+        warmup_steps=min(200, steps // 10),
+        total_steps=steps,
+        clip_norm=20.0,
+        beta2=0.99,
+    )
+    rule = functools.partial(_adaptive, plan, dim) if finding else _at_the_count
+    member = stack_members([Member(0, plan.latents, 1.0)])
+    return Program(
+        gaussian_vae(build(plan, dim)), settings, member, np.zeros(shape, np.float32),
+        plan.batch_size, given=jnp.zeros((1, dim)), rule=rule,
+    )  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _bound(model: GaussianVAE, params: Any, x: Array, weight: Array, number: Array, seed: Array):
+    """Of rows [n, D]: E|x - x_hat|^2 / D and KL at one draw each, weighted means."""
+    eps = latent_noise(stream(seed, "held out"), len(x), model.latents)
+    outputs = model.apply({"params": params}, x, eps, number)
+    terms = gaussian_vae_terms(x, outputs)
+    mean = lambda values: (values * weight).sum() / weight.sum()  # noqa: E731
+    return mean(terms.squared_error) / x.shape[-1], mean(terms.kl.sum(-1))
+
+
+class HeldOut:
+    """The bound on rows that training does not see."""
+
+    def __init__(self, model: GaussianVAE, rows: np.ndarray, seed: int, most: int = 4096):
+        used = rows[:most]
+        padding = -len(used) % BLOCK
+        self._rows = jnp.asarray(np.pad(used, ((0, padding), (0, 0))))
+        self._weight = jnp.asarray(np.pad(np.ones(len(used), np.float32), (0, padding)))
+        self._model, self._seed, self._dim = model, seed, rows.shape[1]
+
+    def __call__(self, params: Any, number: Any) -> tuple[float, float]:
+        """-ELBO in nats per example with gamma at its best for these rows, and that gamma."""
+        square, kl = jax.device_get(
+            _bound(self._model, params, self._rows, self._weight, number, self._seed)
+        )
+        gamma = max(float(square), 1e-12)
+        return 0.5 * self._dim * (np.log(2 * np.pi * gamma) + 1) + float(kl), gamma
+
+
+class _Phase(NamedTuple):
+    state: State  # the last one
+    best: Any  # the parameters of the best held-out bound
+    best_open: int
+    best_bound: float
+    history: list[dict[str, float]]
+
+
+def _member(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[0], tree)
+
+
+def _run(
+    program: Program,
+    state: State,
+    phase: str,
+    epochs: int,
+    held_out: HeldOut,
+    tell: Tell,
+    deadline: float,
+    stops: bool,
+) -> _Phase:
+    """A phase, chunk by chunk.
+
+    Args:
+      deadline: by `time.monotonic`.
+      stops: whether it ends where the held-out bound has worsened.
+
+    Raises:
+      Diverged: the loss or gradient stopped being finite.
+    """
+    done, history = 0, []
+    best, best_open, best_bound, since = None, 0, np.inf, 0
+    chunk = max(1, epochs // CHUNKS)
+    while done < epochs and (best is None or time.monotonic() < deadline):
+        count = min(chunk, epochs - done)
+        state, metrics = program.run(state, count)
+        done += count
+        own = _member(state)
+        if int(own.stopped) >= 0:
+            raise Diverged(
+                f"The loss or its gradient stopped being finite at step {int(own.stopped)}: give "
+                "another seed, or look for outliers in X."
+            )
+        number = int(own.homotopy.open)
+        bound, gamma = held_out(own.params, own.homotopy.open)
+        told = {name: float(v[0]) for name, v in jax.device_get(metrics).items()}
+        told |= {"step": float(own.step), "held_out_bound": bound, "held_out_gamma": gamma}
+        history.append(told)
+        tell(phase, done / epochs, told)
+        since += 1
+        if bound < best_bound:
+            best, best_open, best_bound, since = jax.device_get(own.params), number, bound, 0
+        if stops and since > PATIENT_CHUNKS:
+            break
+    return _Phase(state, best, best_open, best_bound, history)
+
+
+def fit(
+    plan: Plan,
+    train: np.ndarray,
+    held_out: np.ndarray,
+    seed: int,
+    tell: Tell,
+    deadline: float = np.inf,
+) -> Fitted:
+    """Finds the count, and then lets error and gamma settle at it.
+
+    Args:
+      train, held_out: standardised rows [N, D].
+      deadline: by `time.monotonic`; what is under way then is finished with what there is.
+
+    Raises:
+      Diverged: training did, from this seed.
+    """
+    dim = train.shape[1]
+    model, given = build(plan, dim), shared_given(jnp.asarray(train.mean(0)), 1)
+    bound = HeldOut(model, held_out, seed)
+    member = stack_members([Member(seed, plan.latents, 1.0)])
+    epochs = lambda steps: -(-steps // steps_per_epoch(len(train), plan.batch_size))  # noqa: E731
+
+    program = _program(plan, "count", train.shape).on(member, train, given=given)
+    found = _run(
+        program, program.init(), "count", epochs(plan.steps), bound, tell, deadline, stops=False
+    )
+    state = _member(found.state)
+    number = int(state.homotopy.open)
+    history = [{"phase": 0.0, **each} for each in found.history]
+
+    program = _program(plan, "settle", train.shape)
+    program = program.on(member._replace(latents=np.array([number], np.int32)), train, given=given)
+    last_bound, _ = bound(state.params, state.homotopy.open)
+    ends = [(last_bound, jax.device_get(state.params))]
+    # From where the count was found; and, where that has learned the rows by heart, anew.
+    starts = [program.init()._replace(weights=found.state.weights)]
+    starts[0] = starts[0]._replace(
+        homotopy=starts[0].homotopy._replace(log_gamma=found.state.homotopy.log_gamma)
+    )
+    if found.best_bound < last_bound - 0.01 * dim:
+        starts.append(program.init())
+    for start in starts:
+        later = _run(
+            program, start, "settle", epochs(plan.settle_steps), bound, tell, deadline, stops=True
+        )
+        history += [{"phase": 1.0, **each} for each in later.history]
+        ends.append((later.best_bound, later.best))
+    _, params = min(ends, key=lambda end: end[0])
+    # gamma where it is stationary on rows that were not trained on: by heart it would be too small.
+    _, gamma = bound(params, number)
+    params = params | {"log_gamma": np.float32(np.log(gamma))}
+    return Fitted(model, params, number, history, _settled(found.history, plan))
+
+
+def _settled(history: list[dict[str, float]], plan: Plan) -> bool:
+    """Whether no latent opened late, or the last one was offered and found no use."""
+    number = [each["open"] for each in history]
+    steps = [each["step"] for each in history]
+    guarded = [n for n, step in zip(number, steps, strict=True) if step <= RELEASE[0] * plan.steps]
+    if not guarded or number[-1] < guarded[-1]:
+        return bool(guarded)
+    opened = min(step for n, step in zip(number, steps, strict=True) if n == guarded[-1])
+    return opened < SETTLED_BY * plan.steps
