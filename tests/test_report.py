@@ -40,6 +40,7 @@ def test_the_spread_is_the_standard_deviation_over_seeds():
         ([-0.0002, 0.0002], "(0.00 ± 2.83)e−4"),
         ([0.0], "0"),
         ([1000.0, 1002.0], "1001 ± 1"),
+        ([0.0009999999], "1.00e−3"),
     ],
 )
 def test_three_figures_at_any_scale(values, text):

@@ -5,7 +5,6 @@ import importlib.metadata
 import importlib.resources
 import io
 import json
-import math
 import platform
 import re
 import string
@@ -134,7 +133,7 @@ def scaled(values: Sequence[float]) -> str:
     size = max(abs(mean), spread or 0.0)
     if size == 0:
         return "0"
-    exponent = math.floor(math.log10(size))
+    exponent = int(f"{size:.2e}".partition("e")[2])  # as rounded
     if exponent >= -2:
         return with_spread(values, max(0, 2 - exponent))
     text = number(round(mean / 10.0**exponent, 2), 2)
@@ -234,7 +233,7 @@ def image_grid(
     for axis, head in zip(axes[0], heads, strict=False):
         axis.set_title(head, fontsize=8, pad=2)
     above = 0.25 + 0.2 * bool(heads)  # inches over the images, which end at .88
-    figure.suptitle(title, y=0.88 + above / figure.get_figheight(), va="center")
+    figure.suptitle(title, y=0.88 + above / figure.get_figheight(), va="center", fontsize=10)
     return figure
 
 

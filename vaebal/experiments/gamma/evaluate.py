@@ -125,10 +125,10 @@ def draw_pictures(
     z = prior_samples(stream(seed, "evaluation/pictures"), len(x), model.latents)
     decode: Callable = lambda z: model.apply({"params": params}, z, method="decode")  # noqa: E731
     pictures = {"images": x, "reconstructions": decode(mean), "samples": decode(z)}
-    order = np.argsort(row["kl_per_dimension"])[::-1].tolist()
-    active = [latent for latent in order if latent in row["active_latents"]][:ACTIVE_SHOWN]
-    idle = [latent for latent in order if latent not in row["active_latents"]][-IDLE_SHOWN:]
-    pictures |= traverse(decode, mean[0], active + idle)
+    order = np.argsort(-np.array(row["kl_per_dimension"]), kind="stable").tolist()
+    active = [latent for latent in order if latent in row["active_latents"]]
+    idle = [latent for latent in order if latent not in row["active_latents"]]
+    pictures |= traverse(decode, mean[0], active[:ACTIVE_SHOWN] + idle[-IDLE_SHOWN:])
     return jax.tree.map(np.asarray, pictures)
 
 

@@ -64,7 +64,7 @@ def _train() -> ml_collections.ConfigDict:
     train = ml_collections.ConfigDict()
     # "adaptive" (guarded by the residual's largest variance, released at the end), "guarded"
     # (never released), "learned RATE" (closed form, at most RATE nats of log gamma a step),
-    # "adam RATE", "annealed RATE to ARM", "fixed at ARM".
+    # "adam RATE", "annealed RATE to ARM", "fixed at ARM", "held GAMMA" (from the start).
     train.arms = ("adaptive", "fixed at adaptive", "learned 1e-3", "learned 1e-1")
     train.guard = 0.8  # the adaptive gamma stays above so much of the residual's largest variance
     # Steps over which that variance is averaged. gamma never rises again, so of a noisy average the

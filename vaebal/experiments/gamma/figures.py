@@ -15,26 +15,20 @@ from vaebal.experiments.gamma import order
 from vaebal.experiments.report import Row, column, rows_with
 
 HUES = {"learned": "Blues", "adam": "Greens", "annealed": "Purples", "held": "Greys"}
-MARKS: dict[str, dict[str, Any]] = {
-    "learned": {"marker": "o", "markersize": 3.5, "label": "closed form, at most this speed"},
-    "adam": {
-        **{"marker": "^", "markersize": 4.5, "markerfacecolor": "w", "linestyle": ":"},
-        "label": "Adam on log γ at this rate",
-    },
-    "annealed": {
-        **{"marker": "s", "markersize": 4, "markerfacecolor": "w", "linestyle": "none"},
-        "label": "prescribed, at this speed",
-    },
-    "adaptive": {
-        **{"marker": "*", "markersize": 10, "markeredgecolor": "k", "linestyle": "none"},
-        "label": "adaptive homotopy, at its mean speed",
-    },
-    "guarded": {
-        **{"marker": "P", "markersize": 6, "markeredgecolor": "k", "linestyle": "none"},
-        "label": "guarded to the end, at its mean speed",
-    },
-    "fixed": {"marker": "x", "markersize": 5, "linestyle": "none", "label": "γ fixed from scratch"},
-    "held": {"marker": "v", "markersize": 5, "linestyle": "none", "label": "γ held at a value"},
+EDGED, HOLLOW = {"markeredgecolor": "k"}, {"markerfacecolor": "w"}
+# By kind of arm: marker, its size, line, the rest of its look, and what the legend says.
+_MARKS = {
+    "learned": ("o", 3.5, "-", {}, "closed form, at most this speed"),
+    "adam": ("^", 4.5, ":", HOLLOW, "Adam on log γ at this rate"),
+    "annealed": ("s", 4, "none", HOLLOW, "prescribed, at this speed"),
+    "adaptive": ("*", 10, "none", EDGED, "adaptive homotopy, at its mean speed"),
+    "guarded": ("P", 6, "none", EDGED, "guarded to the end, at its mean speed"),
+    "fixed": ("x", 5, "none", {}, "γ fixed from scratch"),
+    "held": ("v", 5, "none", {}, "γ held at a value"),
+}
+MARKS = {
+    kind: {"marker": marker, "markersize": size, "linestyle": line, "label": label, **rest}
+    for kind, (marker, size, line, rest, label) in _MARKS.items()
 }
 
 
@@ -52,6 +46,13 @@ def looks(arms: Iterable[str]) -> dict[str, dict[str, Any]]:
             styles[arm] = {"color": plt.get_cmap(hue)(shade), "marker": "o"}
     still = {"fixed": {"marker": "x", "linestyle": "--"}, "held": {"marker": "v"}}
     return {arm: styles[order.source(arm)] | still.get(order.kind(arm), {}) for arm in arms}
+
+
+def _legend(figure: plt.Figure, handles: Sequence[Any], height: float = 0.0, most: int = 9) -> None:
+    """A legend below the panels, of at most so many columns."""
+    figure.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, height),
+                  ncols=min(len(handles), most), fontsize=8, columnspacing=1.3)  # fmt: skip
+    figure.tight_layout()
 
 
 def _log_ticks(axis: Axis, narrow: str, wide: str | ticker.Formatter) -> None:
@@ -138,30 +139,30 @@ def draw_speed(rows: Sequence[Row]) -> plt.Figure:
     colours = dict(zip(ranks, shades, strict=True))
     noise = 2 * float(np.median(column(rows, "mmd_se"))) or 1e-4
 
-    figure, axes = plt.subplots(1, 3, figsize=(11.0, 3.6))
-    titles = ("active − r" if known else "active dimensions", "MMD² to N(0, I)",
-              "reconstruction error  Σ(x−x̂)²")  # fmt: skip
-    fields = (
-        lambda row: row[order.ACTIVE] - row["rank"],
-        lambda row: row["mmd"],
-        lambda row: row["error_mean"],
-    )
-    for axis, title, field in zip(axes, titles, fields, strict=True):
-        _plot_over_speed(axis, rows, field, colours, margin)
-        axis.set_title(title, fontsize=10, pad=14)
-    dimensions, mmd, error = axes
+    figure, (dimensions, mmd, error) = plt.subplots(1, 3, figsize=(11.0, 3.6))
     if known:  # linear around 0, logarithmic beyond
         dimensions.set_yscale("symlog", linthresh=1)
         dimensions.axhline(0, color="0.3", linewidth=1, linestyle="--", zorder=0)
+    mmd.set_yscale("symlog", linthresh=noise)
+    error.set_yscale("log")
+    for axis, title, field in (
+        (
+            *(dimensions, "active − r" if known else "active dimensions"),
+            lambda row: row[order.ACTIVE] - row["rank"],
+        ),
+        (mmd, "MMD² to N(0, I)", lambda row: row["mmd"]),
+        (error, "reconstruction error  Σ(x−x̂)²", lambda row: row["error_mean"]),
+    ):
+        _plot_over_speed(axis, rows, field, colours, margin)
+        axis.set_title(title, fontsize=10, pad=14)
+    if known:
         low, high = dimensions.get_ylim()
         dimensions.set_ylim(min(low, -0.4), max(high, 1.3))
         _ticks(dimensions, (1, 2, 5, 10, 20, 50, 100, 200, 500))
-    mmd.set_yscale("symlog", linthresh=noise)
     mmd.axhspan(-noise, noise, color="0.92", zorder=0)
     mmd.text(0.98, -0.9 * noise, "± 2 s.e.", transform=mmd.get_yaxis_transform(), ha="right",
              color="0.4", fontsize=7.5)  # fmt: skip
     _ticks(mmd, [10.0**k for k in range(math.ceil(math.log10(noise)), 1)])
-    error.set_yscale("log")
     _log_ticks(error.yaxis, "{x:g}", ticker.LogFormatterMathtext())
 
     lines = [
@@ -170,10 +171,8 @@ def draw_speed(rows: Sequence[Row]) -> plt.Figure:
     ]
     marks = [plt.Line2D([], [], color="0.25", **style)
              for name, style in MARKS.items() if order.arms_of(rows, name)]  # fmt: skip
-    for handles, height in ((lines, 0.0), (marks, -0.07)):
-        figure.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, height),
-                      ncols=len(handles), fontsize=8, columnspacing=1.3)  # fmt: skip
-    figure.tight_layout()
+    _legend(figure, lines)
+    _legend(figure, marks, -0.07)
     return figure
 
 
@@ -181,20 +180,20 @@ def draw_dimensions(known: Sequence[Row]) -> plt.Figure:
     """Active dimensions against the true r, known of every row; a panel an arm, seeds abreast."""
     arms, ranks = order.arms_of(known), order.ranks_of(known)
     styles, kappa = looks(arms), max(column(known, "kappa"))
-    columns = min(len(arms), 5)
-    lines = -(-len(arms) // columns)
+    lines = -(-len(arms) // 5)
+    columns = -(-len(arms) // lines)
     figure, axes = plt.subplots(
         lines, columns, figsize=(0.5 + 2.3 * columns, 0.5 + 2.2 * lines), sharex=True, sharey=True,
         squeeze=False,
     )  # fmt: skip
     width = 0.7 * min(np.diff(ranks), default=1)
     ends = [ranks[0] - 0.5, ranks[-1] + 0.5]
-    dashed, dotted = ({"color": "0.3", "linewidth": 1, "linestyle": style} for style in ("--", ":"))
+    line = {"color": "0.3", "linewidth": 1, "zorder": 0}
     for axis in axes.flat[len(arms) :]:
         axis.set_axis_off()
     for index, (axis, arm) in enumerate(zip(axes.flat, arms, strict=False)):
-        axis.plot(ends, ends, zorder=0, **dashed)
-        axis.axhline(kappa, zorder=0, **dotted)
+        axis.plot(ends, ends, linestyle="--", label="active = r", **line)
+        axis.axhline(kappa, linestyle=":", label=f"all κ = {kappa}", **line)
         for rank in ranks:
             seeds = sorted(rows_with(known, rank=rank, arm=arm), key=lambda row: row["seed"])
             offsets = width * ((np.arange(len(seeds)) + 0.5) / max(len(seeds), 1) - 0.5)
@@ -213,16 +212,10 @@ def draw_dimensions(known: Sequence[Row]) -> plt.Figure:
     axes[0, 0].set_ylim(0, 1.06 * kappa)
     for axis in axes[:, 0]:
         axis.set_ylabel("active dimensions")
-    figure.legend(
-        handles=[
-            plt.Line2D([], [], label="active = r", **dashed),
-            plt.Line2D([], [], label=f"all κ = {kappa}", **dotted),
-            plt.Line2D([], [], color="0.3", linestyle="none", marker="o", markersize=3,
-                       label="a run (seeds side by side)"),
-        ],
-        loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3, fontsize=8,
-    )  # fmt: skip
-    figure.tight_layout()
+    handles, _ = axes[0, 0].get_legend_handles_labels()
+    run = plt.Line2D([], [], color="0.3", linestyle="none", marker="o", markersize=3,
+                     label="a run (seeds side by side)")  # fmt: skip
+    _legend(figure, [*handles, run])
     return figure
 
 
@@ -232,21 +225,22 @@ def draw_homotopy(histories: Mapping[order.Key, list[dict]], images: ImageSet) -
     rank = ranks[len(ranks) // 2]
     runs = {key: entries for key, entries in histories.items() if key[1] == rank and entries}
     styles = looks(arm for arm, _, _ in runs)
+    lines = {
+        arm: {"color": style["color"], "linestyle": style.get("linestyle", "-")}
+        for arm, style in styles.items()
+    }
     figure, axes = plt.subplots(1, 3, figsize=(11.0, 3.4))
-    for arm, style in styles.items():
-        line = {"color": style["color"], "linestyle": style.get("linestyle", "-")}
-        line |= {"linewidth": 1.5 if arm == "adaptive" else 0.9}
-        line |= {"zorder": 3 if arm == "adaptive" else 2, "alpha": 0.85}
-        for entries in (entries for key, entries in runs.items() if key[0] == arm):
-            steps = [max(entry["step"], 1) for entry in entries]
-            for axis, name in zip(axes, ("latent_gradient", "gamma", "active"), strict=True):
-                axis.plot(steps, column(entries, name), **line)
-            error = np.array(column(entries, "squared_error")) / images.dim
-            axes[1].plot(steps, error, **line | {"linestyle": ":", "zorder": 1})
+    for (arm, _, _), entries in runs.items():
+        first = arm == "adaptive"
+        line = lines[arm] | {"linewidth": 1.5 if first else 0.9, "zorder": 3 if first else 2}
+        steps = [max(entry["step"], 1) for entry in entries]
+        for axis, name in zip(axes, ("latent_gradient", "gamma", "active"), strict=True):
+            axis.plot(steps, column(entries, name), alpha=0.85, **line)
+        error = np.array(column(entries, "squared_error")) / images.dim
+        axes[1].plot(steps, error, alpha=0.85, **line | {"linestyle": ":", "zorder": 1})
     counted = "active dimensions (r dashed)" if rank else "active dimensions"
-    for axis, title in zip(
-        axes, ("E‖dL/dz‖₂ (nats)", "γ, and E‖x−x̂‖²/d (dotted)", counted), strict=True
-    ):  # fmt: skip
+    titles = ("E‖dL/dz‖₂ (nats)", "γ, and E‖x−x̂‖²/d (dotted)", counted)
+    for axis, title in zip(axes, titles, strict=True):
         axis.set_xscale("log")
         _log_ticks(axis.xaxis, "{x:,.0f}", "{x:,.0f}")
         axis.set_xlabel("training steps")
@@ -254,24 +248,16 @@ def draw_homotopy(histories: Mapping[order.Key, list[dict]], images: ImageSet) -
     axes[0].set_yscale("log")
     axes[1].set_yscale("log")
     axes[2].set_ylim(bottom=0)
+    axes[2].yaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     if rank:
         axes[2].axhline(rank, color="0.3", linewidth=1, linestyle="--", zorder=0)
-    lines = [
-        plt.Line2D(
-            [],
-            [],
-            color=style["color"],
-            linestyle=style.get("linestyle", "-"),
-            label=order.shown(arm),
-        )
-        for arm, style in styles.items()
-    ]
-    figure.legend(handles=lines, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=5, fontsize=8)
     seeds = len({seed for _, _, seed in runs})
     figure.suptitle(
-        f"r = {rank or 'unknown'}; a line a run, {seeds} seed{'s' * (seeds > 1)} an arm"
+        f"r = {rank or 'unknown'}; a line a run, {seeds} seed{'s' * (seeds > 1)} an arm",
+        fontsize=10,
     )
-    figure.tight_layout()
+    handles = [plt.Line2D([], [], label=order.shown(arm), **line) for arm, line in lines.items()]
+    _legend(figure, handles, most=5)
     return figure
 
 
@@ -337,8 +323,8 @@ def draw_traversals(
     found, active = pictures[key], set(row["active_latents"])
     lines = []
     for latent, content in zip(found["latents"].tolist(), found["traversals"], strict=True):
-        kl = f"{row['kl_per_dimension'][latent]:.1f} nats"
-        lines.append((f"z{latent}, {kl if latent in active else 'idle'}", content))
+        held = f"KL {row['kl_per_dimension'][latent]:.1f}" if latent in active else "idle"
+        lines.append((f"z{latent}, {held}", content))
     title = f"{_run(arm, rank, seed)}: one latent varied, the rest at an image's posterior mean"
     heads = [f"{value:g}".replace("-", "−") for value in found["values"]]
     return report.image_grid(lines, images.image_shape, title, heads)

@@ -108,12 +108,8 @@ def compared(before: Row, after: Row) -> tuple[float, float]:
     return errors, after["negative_elbo"] - before["negative_elbo"]
 
 
-def balanced(rows: Sequence[Row]) -> int:
-    """In how many of the runs active = r."""
-    return sum(row[ACTIVE] == row["rank"] for row in rows)
-
-
 def count(rows: Sequence[Row]) -> str:
-    """The same as "4 of 6"; empty where r is unknown."""
+    """In how many of the runs active = r, "4 of 6"; empty where r is unknown."""
     known = of_known_rank(rows)
-    return f"{balanced(known)} of {len(known)}" if known else ""
+    exact = sum(row[ACTIVE] == row["rank"] for row in known)
+    return f"{exact} of {len(known)}" if known else ""

@@ -11,50 +11,20 @@ from vaebal.data import ImageSet
 from vaebal.data.rendered import FACTORS
 from vaebal.experiments import report
 from vaebal.experiments.gamma import figures, order, tables
-from vaebal.experiments.report import Figure, Row, Section, column, rows_with, scaled
+from vaebal.experiments.report import Figure, Row, Section, column, rows_with, scaled, signed
 from vaebal.homotopy.opener import EARLY_PATIENCE
 
 
-def _counted(rows: Sequence[Row]) -> str:
-    """ "19 of 20 runs (active − r = +0.05 on average)"."""
-    excess = np.mean([row[order.ACTIVE] - row["rank"] for row in rows])
-    mean = f"{excess:+.2f}".replace("-", "−") if round(excess, 2) else "0"
-    return f"{order.count(rows)} runs (active − r = {mean} on average)"
-
-
-def _nats(difference: float) -> str:
-    return f"{abs(difference):.1f} nats {'higher (worse)' if difference > 0 else 'lower (better)'}"
-
-
-def _best(known: Sequence[Row], *kinds: str) -> list[str]:
-    """The arm of these kinds that is balanced most often, of equals the last; none if none."""
-    share = {
-        arm: order.balanced(runs) / len(runs)
-        for arm in order.arms_of(known, *kinds)
-        for runs in [rows_with(known, arm=arm)]
-    }
-    return [max(reversed(share), key=share.__getitem__)] if share else []
-
-
-def _balance(known: Sequence[Row]) -> str:
-    """In how many runs, all of known r, exactly r latents are active; of chosen arms."""
-    spoken = []
-    if adaptive := rows_with(known, arm="adaptive"):
-        spoken.append(f"with the adaptive homotopy in {_counted(adaptive)}")
-    # Of equals the fastest: a slower one may not have arrived.
-    learned, best = order.arms_of(known, "learned"), _best(known, "learned")
-    for arm in dict.fromkeys([*best, *learned[-1:]]):
-        name = "the best rate here" if [arm] == best else "the fastest"
-        aside = f", {name}," if len(learned) > 1 else ""
+def _balance(known: Sequence[Row]) -> list[str]:
+    """In how many runs, all of known r, exactly r latents are active."""
+    said = []
+    for arm in order.arms_of(known):
         runs = rows_with(known, arm=arm)
-        spoken.append(f"learned at {order.rate(arm):g} nats a step{aside} in {_counted(runs)}")
-    if fixed := [row for row in known if order.kind(row["arm"]) == "fixed"]:
-        spoken.append(f"with γ fixed from scratch in {_counted(fixed)}")
-    for arm in _best(known, "held"):
-        aside = ", the best value here," if len(order.arms_of(known, "held")) > 1 else ""
-        runs = rows_with(known, arm=arm)
-        spoken.append(f"with γ held at {arm.split()[1]}{aside} in {_counted(runs)}")
-    return f"Exactly r latents are active {'; '.join(spoken)}." if spoken else ""
+        excess = np.mean([row[order.ACTIVE] - row["rank"] for row in runs])
+        said.append(f"{order.shown(arm)} in {order.count(runs)} runs ({signed([excess], 2)})")
+    if not said:
+        return []
+    return [f"Exactly r latents are active (brackets: active − r on average): {'; '.join(said)}."]
 
 
 def _adaptive(rows: Sequence[Row]) -> list[str]:
@@ -64,11 +34,9 @@ def _adaptive(rows: Sequence[Row]) -> list[str]:
         off = 100 * max(map(abs, column(adaptive, "gamma_residual_relative")))
         said.append(f"The adaptive homotopy's γ ends within {off:.1f} % of stationary.")
     if beside := order.price(adaptive, order.crowded(rows)):
-        error, elbo = np.mean(beside, axis=0)
         said.append(
             f"Beside the crowded learned run of least error (same r, same seed; {len(beside)} "
-            f"pairs), the adaptive homotopy's error is {error:.2f} times as large and its −ELBO "
-            f"{_nats(elbo)}."
+            f"pairs) it has {_cost(beside)}."
         )
     return said
 
@@ -77,26 +45,27 @@ def _fixed(rows: Sequence[Row]) -> list[str]:
     """What fixing gamma changes, an arm a sentence, and what it does in the paper."""
     said = []
     for arm in order.arms_of(rows, "fixed"):
-        pairs = order.pairs_of(rows, arm)
-        if not pairs:
-            continue
-        higher = sum(after["mmd"] > before["mmd"] for before, after in pairs)
-        paper = "the paper's direction" if 2 * higher > len(pairs) else "not the paper's direction"
-        before, after = (scaled([np.mean([pair[i]["mmd"] for pair in pairs])]) for i in (0, 1))
-        error, elbo = np.mean([order.compared(*pair) for pair in pairs], axis=0)
-        said.append(
-            f"Fixing γ at the γ* of {order.source(arm)} gives the higher MMD² in {higher} of "
-            f"{len(pairs)} pairs ({before} → {after} on average; {paper}) at {error:.2f} times the "
-            f"error and a −ELBO {_nats(elbo)}."
-        )
-    theirs = "The paper has 3.1 to 3.4 times the MMD at 0.99 times the error."
+        if pairs := order.pairs_of(rows, arm):
+            before, after = zip(*(column(pair, "mmd") for pair in pairs), strict=True)
+            higher = sum(b > a for a, b in zip(before, after, strict=True))
+            said.append(
+                f"Fixing γ at the γ* of {order.source(arm)} gives the higher MMD² in {higher} of "
+                f"{len(pairs)} pairs ({scaled([np.mean(before)])} → {scaled([np.mean(after)])} on "
+                f"average), {_cost([order.compared(*pair) for pair in pairs])}."
+            )
+    theirs = "In the paper it gives 3.1 to 3.4 times the MMD and 0.99 times the error."
     return [*said, theirs] if said else []
+
+
+def _cost(compared: Sequence[tuple[float, float]]) -> str:
+    """Means of what `order.compared` gave."""
+    error, elbo = np.mean(compared, axis=0)
+    return f"{error:.2f} times the error and −ELBO {signed([elbo], 1)} nats (positive: worse)"
 
 
 def sentence(rows: Sequence[Row]) -> str:
     """What was seen, from the rows alone."""
-    parts = [_balance(order.of_known_rank(rows)), *_adaptive(rows), *_fixed(rows)]
-    return " ".join(filter(None, parts))
+    return " ".join([*_balance(order.of_known_rank(rows)), *_adaptive(rows), *_fixed(rows)])
 
 
 def protocol(config: Any, rows: Sequence[Row], images: ImageSet) -> dict[str, str]:
@@ -125,8 +94,7 @@ def protocol(config: Any, rows: Sequence[Row], images: ImageSet) -> dict[str, st
         "noise": config.data.noise,
         "own": len({row.get("data_seed") for row in rows}) > 1,
         "adaptive": guarded,
-        "jitter": guarded and config.train.jitter,
-        "patience": guarded and config.train.patience,
+        **{name: guarded and config.train[name] for name in ("slowest", "jitter", "patience")},
         **{kind: kind in kinds for kind in order.KINDS if kind != "adaptive"},
     }
     apart = ("summary", "paper")
