@@ -209,7 +209,9 @@ class Session:
         Raises:
           InputError: it is not finished.
         """
-        name, group = next((n, g) for n, g in self.groups.items() if stage in g)
+        # One of a seed that is none of the config's is a group of its own, never finished.
+        groups = ((n, g) for n, g in self.groups.items() if stage in g)
+        name, group = next(groups, (stage.name, [stage]))
         dim = self.images.dim if stage.before is None else self.config.ae.codes
         given = {"mean": np.zeros((len(group), dim), np.float32)}  # for its shape
         members = stack_members([Member(each.seed) for each in group])
