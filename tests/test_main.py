@@ -325,7 +325,7 @@ def test_two_processes_report_every_member_once(finished, tmp_path):
     finally:
         for process in processes:
             process.kill()
-    assert said[0][0].count("2 × cpu") == 1
+    assert said[0][0].count("2 × cpu (cpu); workdir") == 1
     # Gloo, which links the processes, prints from C++ whatever Python does with its output.
     assert [line for line in said[1][0].splitlines() if not line.startswith("[Gloo]")] == []
     rows = json.loads((tmp_path / "run" / "rows.json").read_text())
