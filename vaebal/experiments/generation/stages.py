@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from vaebal import homotopy
 from vaebal.data import ImageSet, mean_image, steps_per_epoch
+from vaebal.errors import InputError
 from vaebal.experiments.cells import Cells, Schedule, train, worth_stacking
 from vaebal.generation import classifier, stages
 from vaebal.models import conv_vae, init_params, latent_noise, mlp_vae
@@ -207,9 +208,15 @@ class Session:
         """A finished stage's parameters.
 
         Raises:
-          InputError: it is not finished.
+          InputError: it is not finished, or of a seed that is not trained here.
         """
-        name, group = next((n, g) for n, g in self.groups.items() if stage in g)
+        found = [(name, group) for name, group in self.groups.items() if stage in group]
+        if not found:
+            raise InputError(
+                f"{stage.name!r} is not finished in {self.path}: make it first, with "
+                f"train.seeds={(*self.config.train.seeds, stage.seed)!r} in another workdir."
+            )
+        ((name, group),) = found
         dim = self.images.dim if stage.before is None else self.config.ae.codes
         given = {"mean": np.zeros((len(group), dim), np.float32)}  # for its shape
         members = stack_members([Member(each.seed) for each in group])
