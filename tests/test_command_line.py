@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-import main as program
 from vaebal import command_line
+from vaebal import run as program
 from vaebal.errors import CheckpointError, Diverged, InputError, Preempted
 
 # How ml_collections loads a file.

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 
+from configs import theorem2
 from vaebal.errors import InputError
 from vaebal.experiments import run
 from vaebal.training import devices, mesh_for
@@ -303,7 +303,7 @@ def test_the_pipeline_of_stages_in_two_processes_killed_once_ends_as_in_one(tmp_
 
 def test_the_theorems_refuse_several_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    config = ConfigDict({"experiment": "theorem2"})
+    config = theorem2.get_config()
     with pytest.raises(InputError, match="'theorem2' runs in one process: leave out --distribut"):
         run(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()

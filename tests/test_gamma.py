@@ -1,5 +1,6 @@
 """The experiment on gamma's descent, end to end on a tiny problem, and its parts by themselves."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import celeba64_gamma, celeba128_gamma, network_gamma, rendered64_gamma
-from vaebal.data import manifold
+from vaebal.data import manifold, some_indices
 from vaebal.errors import Diverged, InputError
 from vaebal.experiments.cells import Cells
 from vaebal.experiments.gamma import arms as gamma_arms
@@ -68,7 +69,9 @@ def test_every_run_has_a_whole_row_and_history(finished):
         assert [entry["epoch"] for entry in history] == [1, 2]
         assert history[-1]["gamma"] == pytest.approx(row["gamma"], rel=1e-6)
         with np.load(folder / "arrays.npz") as pictures:
-            assert all(pictures[name].shape == (4, 192) for name in pictures)
+            for name in ("images", "reconstructions", "samples"):
+                assert pictures[name].shape == (4, 192)
+            assert pictures["traversals"].shape[1:] == (9, 192)
     assert all((path / name).exists() for name in ("table.md", "speed.png", "dimensions.png"))
 
 
@@ -272,9 +275,16 @@ def largest_eigenvalue(rows):
 def test_gamma_starts_at_the_largest_variance(flat):
     expected = largest_eigenvalue(flat.train)
     assert gamma_evaluate.largest_variance(flat) == pytest.approx(expected, rel=1e-4)
+    drawn = some_indices(len(flat.train), 50, "largest variance")
     assert gamma_evaluate.largest_variance(flat, rows=50) == pytest.approx(
-        largest_eigenvalue(flat.train[:50]), rel=1e-4
+        largest_eigenvalue(flat.train[drawn]), rel=1e-4
     )
+    # Of a sorted set the first rows would tell a part of the variance only.
+    top = np.linalg.eigh(np.cov(flat.train.T))[1][:, -1]
+    ordered = dataclasses.replace(flat, train=flat.train[np.argsort(flat.train @ top)])
+    got = gamma_evaluate.largest_variance(ordered, rows=100)
+    assert got == pytest.approx(expected, rel=0.2)
+    assert largest_eigenvalue(ordered.train[:100]) < 0.8 * expected
 
 
 def test_the_residuals_largest_variance(flat):

@@ -17,7 +17,7 @@ from vaebal.experiments.generation import stages as generation_stages
 from vaebal.experiments.generation import tables
 from vaebal.experiments.generation.stages import Stage
 from vaebal.generation import classifier, stages
-from vaebal.measures import inception
+from vaebal.measures import inception, inception_weights
 from vaebal.measures.frechet import frechet_distance
 from vaebal.training.progress import Progress
 
@@ -280,7 +280,7 @@ def test_fid_is_measured_only_in_inceptions_features(finished, monkeypatch):
         seen.append((params, images.shape[1:], images.dtype))
         return images.reshape(len(images), 8, 8).astype(float).mean(2)
 
-    monkeypatch.setattr(inception, "load_params", lambda weights: "weights")
+    monkeypatch.setattr(inception_weights, "load_params", lambda weights: "weights")
     monkeypatch.setattr(inception, "inception_features", features)
     scorer = generation_scores.Scorer(session)
     got = scorer(scorer.test, "gen_")
@@ -299,7 +299,7 @@ def test_absent_weights_leave_the_reason_in_place_of_fid(finished, monkeypatch):
     def absent(weights):
         raise InputError("cannot be had: download them")
 
-    monkeypatch.setattr(inception, "load_params", absent)
+    monkeypatch.setattr(inception_weights, "load_params", absent)
     scorer = generation_scores.Scorer(session_of(config, path))
     about = scorer.about()
     assert about["without_fid"] == "cannot be had: download them"

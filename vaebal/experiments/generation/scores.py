@@ -126,6 +126,8 @@ def interpolate(session: Session, nets: dict[str, Any], x: Array) -> Array:
 
 
 def _some(rows: np.ndarray, count: int, name: str) -> np.ndarray:
+    if count >= len(rows):
+        return rows
     return rows[some_indices(len(rows), count, f"evaluation/{name}")]
 
 
