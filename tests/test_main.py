@@ -294,7 +294,7 @@ def test_eight_devices_train_as_one(finished, tmp_path):
         XLA_FLAGS="--xla_force_host_platform_device_count=8",
     )
     assert done.returncode == 0, done.stderr
-    assert "8 cpu device(s)" in done.stdout
+    assert "8 × cpu" in done.stdout
     sharded = json.loads((tmp_path / "run" / "rows.json").read_text())
     for one, eight in zip(finished[1], sharded, strict=True):
         assert eight["error_mean"] == pytest.approx(one["error_mean"], rel=1e-3)
@@ -325,7 +325,7 @@ def test_two_processes_report_every_member_once(finished, tmp_path):
     finally:
         for process in processes:
             process.kill()
-    assert said[0][0].count("2 cpu device(s)") == 1
+    assert said[0][0].count("2 × cpu (cpu); workdir") == 1
     # Gloo, which links the processes, prints from C++ whatever Python does with its output.
     assert [line for line in said[1][0].splitlines() if not line.startswith("[Gloo]")] == []
     rows = json.loads((tmp_path / "run" / "rows.json").read_text())
