@@ -1,6 +1,7 @@
 """Shared by all tests: small problems, and JAX set to refuse what is usually a mistake."""
 
 import os
+import signal
 from pathlib import Path
 
 import jax
@@ -10,6 +11,9 @@ import pytest
 from vaebal.models import mlp_vae
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Shells start jobs in the background with Ctrl-C ignored, and what they start inherits that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # What one worker, test or program that a test starts has compiled, no other compiles again.
 COMPILED = {
     "jax_compilation_cache_dir": str(Path(__file__).parent.parent / ".pytest_cache" / "jax"),

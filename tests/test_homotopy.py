@@ -124,12 +124,19 @@ def test_the_guard_is_whole_before_its_release_and_gone_after():
     assert (np.diff(factor) <= 0).all()
 
 
+def variance_of(mean):
+    """Posterior variances, of latents that know little."""
+    return None if mean is None else jnp.full_like(mean, 0.9)
+
+
 def trajectory(rule, steps, *, mean_square=1e-3, variance=0.5, latents=5, mean=None):
     """States after every step, all residuals along one axis."""
     residual = jnp.sqrt(variance) * jnp.eye(3)[:1].repeat(4, 0)
 
     def step(state, at):
-        state = rule.update(Seen(at, jnp.float32(mean_square), residual, mean), state)
+        state = rule.update(
+            Seen(at, jnp.float32(mean_square), residual, mean, variance_of(mean)), state
+        )
         return state, state
 
     return jax.lax.scan(step, rule.init(1.0, latents, KEY), jnp.arange(steps))[1]
@@ -161,7 +168,9 @@ def test_numbers_of_rules_may_be_vmapped():
         rule = build(rate, guard)
         state = rule.init(start, 5, KEY)
         for step in range(4):
-            state = rule.update(Seen(jnp.int32(step), jnp.float32(0.1), residual, mean), state)
+            state = rule.update(
+                Seen(jnp.int32(step), jnp.float32(0.1), residual, mean, variance_of(mean)), state
+            )
         return state
 
     def adaptive(rate, guard):
@@ -239,11 +248,12 @@ def test_a_plateau_begins_where_a_variance_stops_falling():
     assert plateau_after(1 / falling).since == 0
 
 
-def opened(step, since, number, spread, released):
-    """`grown` of five latents whose posterior means vary by `spread`, after a plateau."""
+def opened(step, since, number, spread, released, variance=(0.9,) * 5):
+    """`grown` of five latents whose posterior means have this `spread`, after a plateau."""
     mean = np.random.default_rng(0).normal(size=(200, 5)) * np.array(spread) + 3.0
     plateau = Plateau(jnp.float32(-1.0), jnp.float32(-0.98), jnp.int32(since))
-    seen = Seen(jnp.int32(step), jnp.float32(0.1), mean=jnp.asarray(mean))
+    noise = jnp.broadcast_to(jnp.asarray(variance), mean.shape)
+    seen = Seen(jnp.int32(step), jnp.float32(0.1), mean=jnp.asarray(mean), variance=noise)
     got = grown(
         jnp.int32(number), plateau, seen, latents=5, patience=1000.0, released=jnp.array(released)
     )
@@ -287,6 +297,14 @@ def test_a_latent_still_idle_when_the_guard_goes_is_closed(number, spread, expec
     plateau, got, after = opened(5000, 0, number, spread, released=True)
     assert got == expected
     assert after == plateau
+
+
+@pytest.mark.parametrize(("variance", "expected"), [(1e-4, 3), (0.02, 3), (0.06, 2), (0.9, 2)])
+def test_means_that_vary_little_but_more_than_their_noise_are_in_use(variance, expected):
+    """The third latent's means vary by .04."""
+    noise = (0.1, 0.1, variance, 1.0, 1.0)
+    _, got, _ = opened(5000, 0, 3, (1.0, 1.0, 0.2, 0.0, 0.0), released=True, variance=noise)
+    assert got == expected
 
 
 def test_latents_open_one_by_one_and_the_idle_close_with_the_release():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
@@ -30,6 +31,7 @@ from vaebal.training.workdir import write_atomically
 
 FORMAT = 1
 JUDGED = 100  # samples that a verdict needs
+PAIRS = 4  # of draws of z, for a score
 
 
 class BalancedVAE(TransformerMixin, BaseEstimator):
@@ -191,7 +193,9 @@ class BalancedVAE(TransformerMixin, BaseEstimator):
           return_variance: returns (means, posterior variances) instead.
         """
         check_is_fitted(self, "dimension_")
-        mean, variance = self._encode(self._scale.standardise(self._rows(X, reset=False)))
+        X = self._rows(X, reset=False)
+        kind = X.dtype if X.dtype == np.float64 else np.float32
+        mean, variance = (part.astype(kind) for part in self._encode(self._scale.standardise(X)))
         return (mean, variance) if return_variance else mean
 
     def inverse_transform(self, Z: Any) -> np.ndarray:
@@ -224,12 +228,11 @@ class BalancedVAE(TransformerMixin, BaseEstimator):
     def score_samples(self, X: Any) -> np.ndarray:
         """ELBO of each sample [N]: a lower bound of its log density, nats, in its own units.
 
-        One draw of z each, always the same.
+        The mean over four antithetic pairs of draws of z, the same ones for every sample.
         """
         check_is_fitted(self, "dimension_")
         rows = self._scale.standardise(self._rows(X, reset=False))
-        eps = np.asarray(latent_noise(stream(0, "score"), len(rows), self.plan_.latents))
-        negative_elbo = self._apply(_negative_elbo, rows, eps)
+        negative_elbo = self._apply(_negative_elbo, rows)
         return -negative_elbo - rows.shape[1] * np.log(self._scale.scale)
 
     def score(self, X: Any, y: Any = None) -> float:
@@ -270,8 +273,15 @@ def _decoded(model: GaussianVAE, params: Any, number: Array, z: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _negative_elbo(model: GaussianVAE, params: Any, number: Array, x: Array, eps: Array) -> Array:
-    return gaussian_vae_terms(x, model.apply({"params": params}, x, eps, number)).negative_elbo
+def _negative_elbo(model: GaussianVAE, params: Any, number: Array, x: Array) -> Array:
+    eps = latent_noise(stream(0, "score"), PAIRS, model.latents)
+
+    def one(eps):
+        drawn = jnp.broadcast_to(eps, (len(x), model.latents))
+        outputs = model.apply({"params": params}, x, drawn, number)
+        return gaussian_vae_terms(x, outputs).negative_elbo
+
+    return jax.vmap(one)(jnp.concatenate([eps, -eps])).mean(0)
 
 
 def load(path: str | Path) -> BalancedVAE:

@@ -12,8 +12,10 @@ from vaebal.homotopy.rules import Homotopy, Seen, State
 PLATEAU_MEMORY, PLATEAU_FALL = 2, 0.1
 # While all is moving fast, a latent waits for this share of the steps so far, and so many at least.
 EARLY_PATIENCE, LEAST_PATIENCE = 0.15, 300
-# A latent is in use where its posterior means vary by more: by the posterior variance alone, what
-# Adam's noise makes of its decoder column could pass for use.
+# A latent is in use where its posterior means vary by more than this, or by more than its posterior
+# variance: more signal than noise. By a small posterior variance alone, what Adam's noise makes of
+# its decoder column could pass for use. Where gamma falls fast over many features, means vary by a
+# tenth of the prior's variance while posteriors are a thousand times narrower.
 IN_USE = 0.1
 
 
@@ -61,7 +63,7 @@ def grown(
     """
     waited = seen.step - plateau.since
     early = jnp.maximum(EARLY_PATIENCE * seen.step, LEAST_PATIENCE)
-    used = seen.mean.var(0) > IN_USE
+    used = seen.mean.var(0) > jnp.minimum(IN_USE, seen.variance.mean(0))
     latent = jnp.arange(seen.mean.shape[1])
     all_used = (used | (latent >= number)).all()
     last_used = (used & (latent == number - 1)).any()

@@ -21,6 +21,7 @@ class Seen(NamedTuple):
     mean_square: Array  # [], E|x - x_hat|^2 / D of the batch, at sampled z
     residual: Array | None = None  # [b, D], x - x_hat at the posterior mean, of some of the batch
     mean: Array | None = None  # [B, K], the posterior means
+    variance: Array | None = None  # [B, K], the posterior variances; for `one_by_one`
 
 
 class State(NamedTuple):
@@ -40,7 +41,7 @@ class Homotopy(NamedTuple):
       init: (gamma [], latents, key) -> `State`. `gamma` is where it starts, `latents` how many
         there are, and the key draws what has to start somewhere at random.
       update: (`Seen`, `State`) -> `State`.
-      reads_residual: whether it wants `Seen.residual`, which costs a decode, and `Seen.mean`.
+      reads_residual: whether it wants `Seen.residual`, which costs a decode, and what follows it.
     """
 
     init: Callable[[Array | float, Array | int, Array], State]

@@ -48,41 +48,49 @@ def fit(
       CheckpointError: a checkpoint cannot be written, or none of those present be read.
     """
     done, state = checkpoints.restore_latest(program.state_shapes) or (0, program.init())
-    waiting: tuple[int, int, Metrics] | None = None
-    last, running = time.perf_counter(), True
-
-    def settle() -> None:
-        nonlocal waiting, last, running
-        if waiting is None:
-            return
-        *counts, metrics = jax.device_get(waiting)
-        waiting = None
-        running = (metrics["stopped"] < 0).any()
-        if not diverged_goes_on:
-            _require_running(metrics["stopped"], checkpoints)
-        now = time.perf_counter()
-        report(*counts, metrics, now - last)
-        last = now
-
+    late = _Late(report, None if diverged_goes_on else checkpoints)
     with LeaveNotice() as notice:
-        while done < epochs and running:
+        while done < epochs and late.running:
             until_checkpoint = epochs_per_checkpoint - done % epochs_per_checkpoint
             count = min(epochs_per_chunk, epochs - done, until_checkpoint)
             state, metrics = program.run(state, count)
             done += count
-            settle()
-            waiting = (done, count, metrics)
+            late.settle()
+            late.waiting = (done, count, metrics)
             leave = notice.given(range(done - count + 1, done + 1))
-            if leave or count == until_checkpoint or done == epochs or not running:
-                settle()
+            if leave or count == until_checkpoint or done == epochs or not late.running:
+                late.settle()
                 checkpoints.save(done, state)
             # Asked again where training ends: what comes after the last save must not begin.
-            if leave or ((done == epochs or not running) and notice.given(())):
+            if leave or ((done == epochs or not late.running) and notice.given(())):
                 raise Preempted(
                     f"Stopped on notice after epoch {done} of {epochs}, saved in "
                     f"{checkpoints.directory}: the same command goes on from there."
                 )
     return state
+
+
+class _Late:
+    """Metrics on their way from the device, told when the next ones are."""
+
+    def __init__(self, report: Report, strict: Checkpoints | None):
+        """`strict`: where a member that stops ends it all, what is kept."""
+        self._report, self._strict = report, strict
+        self.waiting: tuple[int, int, Metrics] | None = None
+        self.running, self._last = True, time.perf_counter()
+
+    def settle(self) -> None:
+        """Waits for what is on its way and reports it."""
+        if self.waiting is None:
+            return
+        *counts, metrics = jax.device_get(self.waiting)
+        self.waiting = None
+        self.running = (metrics["stopped"] < 0).any()
+        if self._strict is not None:
+            _require_running(metrics["stopped"], self._strict)
+        now = time.perf_counter()
+        self._report(*counts, metrics, now - self._last)
+        self._last = now
 
 
 def _require_running(stopped: np.ndarray, checkpoints: Checkpoints) -> None:

@@ -1,0 +1,206 @@
+"""`fit` and `BalancedVAE`: scale, files, methods on one small fit, and what is refused."""
+
+import numpy as np
+import pytest
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import vaebal
+from vaebal.errors import InputError
+from vaebal.estimator import BalancedVAE, load
+from vaebal.estimator.plan import plan
+from vaebal.estimator.rows import Scale, read, scale_of
+from vaebal.estimator.train import _settled
+
+NOISE = 0.03  # standard deviation, of every feature of the fitted square
+SCALE = 1000.0
+
+
+def plane(examples=1200, dim=8, seed=0):
+    """A flat square of dimension 2 in `dim` features, edges of variance 1 and .4."""
+    rng = np.random.default_rng(seed)
+    axes = np.linalg.qr(rng.normal(size=(dim, 2)))[0]
+    sides = rng.uniform(-1, 1, (examples, 2)) * np.sqrt(3 * np.array([1.0, 0.4]))
+    return sides @ axes.T
+
+
+def noisy_square():
+    """Samples of it, with noise, scaled and shifted; the first 400 are fitted."""
+    x = plane(1400)
+    return SCALE * (x + NOISE * np.random.default_rng(1).normal(size=x.shape)) - 5e4
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """For as long as the smallest plan has it."""
+    X = noisy_square()[:400]
+    return BalancedVAE(max_latents=3).fit(X), X
+
+
+def test_a_square_has_two_dimensions(fitted):
+    vae, _ = fitted
+    assert vae.dimension_ == 2
+    # What is left is the noise, off the square; gamma is its variance.
+    assert vae.error_ == pytest.approx(6 * (SCALE * NOISE) ** 2, rel=0.5)
+    assert vae.gamma_ == pytest.approx((SCALE * NOISE) ** 2, rel=0.5)
+    assert vae.certificate_.verdict != "under-regularized"
+
+
+def test_the_way_there_and_back(fitted):
+    vae, X = fitted
+    z, variance = vae.transform(X, return_variance=True)
+    assert z.shape == variance.shape == (len(X), 2)
+    assert (variance < 0.1).all()
+    back = vae.inverse_transform(z)
+    held = np.square(back - X).sum(1).mean()
+    assert held == pytest.approx(vae.error_, rel=0.5)
+    # A row's result is its own, whatever else is asked for with it.
+    np.testing.assert_array_equal(vae.transform(X[5:6]), z[5:6])
+
+
+def test_samples_lie_on_the_square(fitted):
+    vae, X = fitted
+    x = vae.sample(200, seed=3)
+    np.testing.assert_array_equal(x, vae.sample(200, seed=3))
+    axes = np.linalg.svd(X - X.mean(0), full_matrices=False)[2]
+    off = (x - X.mean(0)) @ axes[2:].T if len(axes) > 2 else np.zeros(1)
+    assert np.square(off).sum(1).mean() < 0.01 * X.var(0).sum()
+    noisy = vae.sample(200, seed=3, noise=True) - x
+    assert noisy.var() == pytest.approx(vae.gamma_, rel=0.2)
+
+
+def test_the_score_is_a_log_density_in_the_datas_own_units(fitted):
+    """Below what the samples' own density says of them, and near it."""
+    vae, _ = fitted
+    fresh = noisy_square()[400:]
+    scores = vae.score_samples(fresh)
+    assert vae.score(fresh) == pytest.approx(scores.mean())
+    # E log p(x), but for the square's blurred edges: the square's area, and six normal features.
+    area = np.log(12 * 0.4**0.5 * SCALE**2)
+    true = -area - 3 * np.log(2 * np.pi * np.e * (SCALE * NOISE) ** 2)
+    assert true - 3 < vae.score(fresh) < true
+
+
+def test_it_is_kept_in_a_file(fitted, tmp_path):
+    vae, X = fitted
+    vae.save(tmp_path / "model.npz")
+    again = load(tmp_path / "model.npz")
+    np.testing.assert_array_equal(again.transform(X[:7]), vae.transform(X[:7]))
+    assert (again.dimension_, again.gamma_, again.error_) == (
+        vae.dimension_, vae.gamma_, vae.error_,
+    )  # fmt: skip
+    assert again.get_params() == vae.get_params()
+    (tmp_path / "other.npz").write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"other.npz is not what BalancedVAE.save writes"):
+        load(tmp_path / "other.npz")
+
+
+def test_the_scale_is_the_largest_standard_deviation():
+    X = plane(2000)
+    scale = scale_of(X)
+    largest = np.linalg.eigvalsh(np.cov(X.T, ddof=0))[-1]
+    assert scale.scale == pytest.approx(largest**0.5, rel=1e-6)
+    rows = scale.standardise(X)
+    np.testing.assert_allclose(rows.mean(0), 0, atol=1e-6)
+    np.testing.assert_allclose(scale.restore(rows), X, atol=1e-6)
+
+
+@pytest.mark.parametrize(("factor", "shift"), [(1000.0, -5e4), (1e-9, 0.0), (1e150, 0.0)])
+def test_scaled_and_shifted_data_are_the_same_rows(factor, shift):
+    X = plane(300)
+    got, expected = (scale_of(x).standardise(x) for x in (factor * X + shift, X))
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_samples_that_do_not_differ_are_refused():
+    with pytest.raises(InputError, match="X does not vary"):
+        BalancedVAE().fit(np.full((50, 3), 7.0))
+
+
+@pytest.mark.parametrize(
+    ("X", "said"),
+    [
+        (np.zeros(5), "Expected 2D array"),
+        (np.zeros((3, 2)), "minimum of 8 is required"),
+        (np.full((20, 2), np.nan), "contains NaN"),
+        (np.array([["a", "b"]] * 20, dtype=object), "could not convert string to float"),
+    ],
+)
+def test_what_is_no_data_is_refused(X, said):
+    with pytest.raises(ValueError, match=said):
+        BalancedVAE().fit(X)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [({"max_latents": 0}, "max_latents=0 must be"), ({"budget": -1.0}, "budget=-1.0 must be")],
+)
+def test_arguments_that_cannot_be_meant_are_refused(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        BalancedVAE(**arguments).fit(plane(20))
+
+
+def test_latents_of_another_number_are_refused(fitted):
+    with pytest.raises(InputError, match=r"Z has shape \(4, 3\): give \[N, 2\]"):
+        fitted[0].inverse_transform(np.zeros((4, 3)))
+
+
+def test_files_are_read(tmp_path):
+    X = plane(10, 3)
+    np.save(tmp_path / "a.npy", X)
+    np.savez(tmp_path / "b.npz", x=X, labels=np.arange(10))
+    np.savetxt(tmp_path / "c.csv", X, delimiter=",")
+    np.savetxt(tmp_path / "d.csv", X, delimiter=",", header="p,q,r", comments="")
+    for name in ("a.npy", "b.npz", "c.csv", "d.csv"):
+        np.testing.assert_allclose(read(tmp_path / name), X)
+    np.savez(tmp_path / "e.npz", p=X, q=X)
+    (tmp_path / "f.npy").write_bytes(b"no array")
+    for name, said in (
+        ("e.npz", "holds the arrays p, q: name the one to fit 'x'"),
+        ("f.npy", "cannot be read as .npy"),
+        ("g.npy", "does not exist"),
+    ):
+        with pytest.raises(InputError, match=said):
+            read(tmp_path / name)
+    (tmp_path / "h.txt").write_text("1,2")
+    with pytest.raises(InputError, match="is of no kind that can be read"):
+        read(tmp_path / "h.txt")
+
+
+def test_a_plan_knows_the_size_alone():
+    small, large = plan(100, 5), plan(20_000, 784)
+    assert (small.latents, large.latents) == (5, 32)
+    assert small.steps < large.steps == 20_000
+    assert small.batch_size == 100
+    assert plan(20_000, 784, max_latents=7).latents == 7
+
+
+def test_a_count_is_settled_where_no_latent_opened_late():
+    chosen = plan(20_000, 50)
+    steps = np.linspace(500, 20_000, 40)
+
+    def history(opened, closed=None):
+        number = 1 + (steps[:, None] > np.array(opened)[None]).sum(1)
+        number = number - (0 if closed is None else steps > closed)
+        return [{"open": n, "step": s} for n, s in zip(number, steps, strict=True)]
+
+    assert _settled(history([2000, 5000]), chosen)
+    assert not _settled(history([2000, 14_000]), chosen)
+    assert _settled(history([2000, 14_000], closed=15_500), chosen)  # offered, and of no use
+
+
+def test_the_contract_is_what_init_names():
+    assert {"fit", "BalancedVAE", "load", "diagnose", "implied_gamma"} <= set(dir(vaebal))
+    assert vaebal.BalancedVAE is BalancedVAE
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = vaebal.nothing
+
+
+def test_one_scale_for_all_features():
+    scale = Scale(np.array([1.0, 2.0]), 4.0)
+    np.testing.assert_array_equal(scale.standardise(np.array([[5.0, -2.0]])), [[1.0, -1.0]])
+
+
+@pytest.mark.slow
+@parametrize_with_checks([BalancedVAE(max_latents=2)])
+def test_scikit_learns_own_checks(estimator, check):
+    check(estimator)
