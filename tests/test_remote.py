@@ -111,9 +111,10 @@ def interrupted_and_resumed(config, workdir, epoch) -> list[dict]:
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
-    [tiny_sweep(**SWEEP), pytest.param(tiny_gamma(**GAMMA), marks=pytest.mark.slow)],
+    [tiny_sweep(**SWEEP), tiny_gamma(**GAMMA)],
     ids=["kappa_sweep", "gamma"],
 )
 def test_a_run_in_a_bucket_is_as_one_on_a_disk(config, bucket, tmp_path_factory):

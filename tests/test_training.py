@@ -155,7 +155,7 @@ def test_members_of_all_skips_equal_the_static_models_alone(
     """Skips, kappas and learning rates in one program, each as its own network trains alone."""
     with jax.enable_x64(float64):
         data = pixels.astype(float if float64 else np.float32)
-        build = functools.partial(small_vae, decoder_blocks=1, branch_scale=0.5)
+        build = functools.partial(small_vae, encoder_layers=2, decoder_blocks=1, branch_scale=0.5)
         left_open = build(residual=None, affine_skip=None)
         numbers = {"rule": {"rate": 0.02}}
         stack = stack_members(

@@ -47,6 +47,7 @@ def test_sources_cover_every_r_and_differ_between_seeds():
     assert first == population.sources(1, 16)
 
 
+@pytest.mark.slow
 def test_the_program_trains_diagnoses_and_reports(monkeypatch, tmp_path):
     chosen = ("γ slow, κ = r", "collapsed at birth", "autoencoder, tiny KL")
     every = population.cases
