@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from vaebal.data import steps_per_epoch
 from vaebal.errors import Diverged, InputError
 from vaebal.experiments import report
 from vaebal.experiments.report import Row
@@ -48,6 +49,14 @@ class Schedule(NamedTuple):
     epochs_per_checkpoint: int
     steps: int  # an epoch
     batch_size: int
+
+
+def schedule_of(train: Any, examples: int) -> Schedule:
+    """Of a config's section `train`, on so many training examples."""
+    return Schedule(
+        train.epochs, train.epochs_per_chunk, train.epochs_per_checkpoint,
+        steps_per_epoch(examples, train.batch_size), train.batch_size,
+    )  # fmt: skip
 
 
 Arrays = dict[str, np.ndarray]

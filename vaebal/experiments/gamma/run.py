@@ -25,7 +25,7 @@ from vaebal.data import (
 from vaebal.errors import InputError
 from vaebal.experiments import cells as runner
 from vaebal.experiments import checks, inputs, report
-from vaebal.experiments.cells import Cells, Schedule
+from vaebal.experiments.cells import Cells, schedule_of
 from vaebal.experiments.gamma import page
 from vaebal.experiments.gamma.arms import Arm, arms, member, rule
 from vaebal.experiments.gamma.evaluate import draw_pictures, evaluate, largest_variance
@@ -301,13 +301,9 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
     )
 
     def train_group(name: str, group: Sequence[Run], progress: Progress) -> None:
-        steps = steps_per_epoch(len(images.train), config.train.batch_size)
-        schedule = Schedule(
-            config.train.epochs, config.train.epochs_per_chunk,
-            config.train.epochs_per_checkpoint, steps, config.train.batch_size,
-        )  # fmt: skip
         runner.train(
-            cells, name, group, lambda: programs.of(group), schedule,
+            cells, name, group, lambda: programs.of(group),
+            schedule_of(config.train, len(images.train)),
             functools.partial(_evaluate, config, data, programs), progress,
         )  # fmt: skip
 

@@ -13,7 +13,7 @@ from vaebal.data import Decode, ImageSet, mean_image, steps_per_epoch
 from vaebal.errors import InputError
 from vaebal.experiments import cells as runner
 from vaebal.experiments import checks, inputs, report
-from vaebal.experiments.cells import Cells, Schedule
+from vaebal.experiments.cells import Cells, schedule_of
 from vaebal.experiments.kappa_sweep import fields, page
 from vaebal.homotopy import Homotopy
 from vaebal.measures import evaluation
@@ -187,7 +187,7 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
         model = build_model(config, images.dim, max(c.kappa for c in group), *_skips(group))
         runner.train(
             cells, name, group, lambda: make_program(config, images, group),
-            _schedule(config, images),
+            schedule_of(config.train, len(images.train)),
             functools.partial(_evaluate, config, model, images, rows), progress,
         )  # fmt: skip
 
@@ -197,14 +197,6 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
 
     fix = "Lower train.learning_rate or train.gamma_rate, or start from a larger model.gamma"
     return runner.report_all(runner.train_all(cells, groups, train_group), fix, write)
-
-
-def _schedule(config: Any, images: ImageSet) -> Schedule:
-    train = config.train
-    return Schedule(
-        train.epochs, train.epochs_per_chunk, train.epochs_per_checkpoint,
-        steps_per_epoch(len(images.train), train.batch_size), train.batch_size,
-    )  # fmt: skip
 
 
 def _skips(cells: Sequence[Cell]) -> set[str]:
