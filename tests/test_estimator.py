@@ -94,6 +94,31 @@ def test_it_is_kept_in_a_file(fitted, tmp_path):
         load(tmp_path / "other.npz")
 
 
+def test_an_interrupted_fit_goes_on_to_the_same_end(fitted, tmp_path, monkeypatch):
+    """Stopped in the middle of each phase; other data in the folder are refused."""
+    vae, X = fitted
+    again, told = BalancedVAE(max_latents=3, path=tmp_path), []
+
+    def stop(phase, share, values):
+        told.append(phase)
+        if len(told) in (7, 48):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(again, "_tell", stop)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            again.fit(X)
+    again.fit(X)
+    assert {"count", "settle0"} <= set(told)
+    np.testing.assert_array_equal(again.transform(X[:9]), vae.transform(X[:9]))
+    assert (again.gamma_, len(again.history_)) == (vae.gamma_, len(vae.history_))
+    before = len(told)
+    again.fit(X)
+    assert len(told) == before  # finished: nothing is trained again
+    with pytest.raises(InputError, match="holds a fit of other data, or with other arguments"):
+        again.fit(X[::-1])
+
+
 def test_the_scale_is_the_largest_standard_deviation():
     X = plane(2000)
     scale = scale_of(X)

@@ -50,6 +50,7 @@ def _fit_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--budget", type=float, help="minutes, about; default: until it is done")
     parser.add_argument("--max-latents", type=int, help="at most so many; default: found out")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--path", help="a folder for an interrupted fit to go on from")
     return parser.parse_args(argv)
 
 
@@ -59,7 +60,8 @@ def _fit(given: argparse.Namespace) -> None:
         raise InputError(f"--out={out} exists: name another file, or move that one.")
     from vaebal.estimator import fit
 
-    vae = fit(given.data, budget=given.budget, max_latents=given.max_latents, seed=given.seed)
+    arguments = {name: getattr(given, name) for name in ("budget", "max_latents", "seed", "path")}
+    vae = fit(given.data, **arguments)
     vae.save(out)
     print(f"dimension {vae.dimension_}, gamma {vae.gamma_:.4g}, held-out error {vae.error_:.4g}")
     if vae.certificate_ is not None:

@@ -17,9 +17,11 @@ from rich.console import Console
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from vaebal.data import digests
 from vaebal.diagnosis import Certificate, diagnose
 from vaebal.errors import InputError
 from vaebal.estimator import rows as rows_of
+from vaebal.estimator.kept import Kept
 from vaebal.estimator.plan import HELD_OUT, LEAST_ROWS, Plan, plan
 from vaebal.estimator.rows import Scale
 from vaebal.estimator.train import BLOCK, Fitted, build
@@ -45,6 +47,8 @@ class BalancedVAE(TransformerMixin, BaseEstimator):
       max_latents: at most so many latents; None: 32, and twice as many where all come into use.
       budget: minutes that `fit` may take, about; None: until it is done.
       seed: of the held-out rows, the start, the batches and the noise.
+      path: a folder in which an interrupted fit is kept, for the same call to go on from it to the
+        same end; None: nothing is kept.
       verbose: whether `fit` says what it chose and how it is getting on.
 
     Attributes:
@@ -66,11 +70,13 @@ class BalancedVAE(TransformerMixin, BaseEstimator):
         max_latents: int | None = None,
         budget: float | None = None,
         seed: int = 0,
+        path: str | Path | None = None,
         verbose: bool = False,
     ):
         self.max_latents = max_latents
         self.budget = budget
         self.seed = seed
+        self.path = path
         self.verbose = verbose
 
     def fit(self, X: Any, y: Any = None) -> "BalancedVAE":
@@ -89,12 +95,14 @@ class BalancedVAE(TransformerMixin, BaseEstimator):
         order = np.random.default_rng(self.seed).permutation(len(X))
         held = max(2, round(HELD_OUT * len(X)))
         rows = self._scale.standardise(X)
-        kept, held_out = rows[np.sort(order[held:])], rows[np.sort(order[:held])]
+        train, held_out = rows[np.sort(order[held:])], rows[np.sort(order[:held])]
         latents = self.max_latents
         while True:
-            chosen = plan(len(kept), X.shape[1], latents)
-            self._say(f"{len(kept):,} samples of {X.shape[1]}, {held:,} held out: {chosen}")
-            got = train_vae(chosen, kept, held_out, self.seed, self._tell, deadline)
+            chosen = plan(len(train), X.shape[1], latents)
+            self._say(f"{len(train):,} samples of {X.shape[1]}, {held:,} held out: {chosen}")
+            got = train_vae(
+                chosen, train, held_out, self.seed, self._tell, deadline, self._kept(chosen, rows)
+            )
             full = got.open == chosen.latents < X.shape[1] and self.max_latents is None
             if not full or time.monotonic() > deadline:
                 break
@@ -134,6 +142,14 @@ class BalancedVAE(TransformerMixin, BaseEstimator):
         self.dimension_ = got.open
         self._params = jax.tree.map(np.asarray, got.params)
         self.gamma_ = float(np.exp(self._params["log_gamma"])) * self._scale.scale**2
+
+    def _kept(self, chosen: Plan, rows: np.ndarray) -> Kept:
+        """Where this fit is kept; one of more latents has a folder of its own."""
+        if self.path is None:
+            return Kept(None, {})
+        folder = Path(self.path) / f"{chosen.latents}_latents"
+        about = {"plan": list(chosen), "seed": self.seed, "rows": digests.of_array(rows)}
+        return Kept(folder, about)
 
     def _certified(self, rows: np.ndarray) -> Certificate | None:
         """The verdict on standardised rows."""
@@ -247,7 +263,7 @@ class BalancedVAE(TransformerMixin, BaseEstimator):
         check_is_fitted(self, "dimension_")
         about = {
             "format": FORMAT,
-            "arguments": self.get_params(),
+            "arguments": self.get_params() | {"path": str(self.path) if self.path else None},
             "plan": self.plan_._asdict(),
             "scale": self._scale.scale,
             "open": self.dimension_,

@@ -16,6 +16,7 @@ from jax import Array
 from vaebal import homotopy
 from vaebal.data import steps_per_epoch
 from vaebal.errors import Diverged
+from vaebal.estimator.kept import Kept
 from vaebal.estimator.plan import Plan
 from vaebal.models import GaussianVAE, latent_noise, mlp_vae
 from vaebal.models.objectives import gaussian_vae_terms
@@ -143,12 +144,14 @@ def _run(
     held_out: HeldOut,
     tell: Tell,
     deadline: float,
+    kept: Kept,
     stops: bool,
 ) -> _Phase:
     """A phase, chunk by chunk.
 
     Args:
       deadline: by `time.monotonic`.
+      kept: where the phase goes on from, and is kept after every chunk.
       stops: whether it ends where the held-out bound has worsened.
 
     Raises:
@@ -156,29 +159,49 @@ def _run(
     """
     done, history = 0, []
     best, best_open, best_bound, since = None, 0, np.inf, 0
+    held = kept.load(phase, (state, own_params(state)))
+    if held is not None:
+        (state, best), told = held
+        best, history, since = jax.device_get(best), told["history"], told["since"]
+        done, best_open, best_bound = told["done"], told["open"], told["bound"]
     chunk = max(1, epochs // CHUNKS)
     while done < epochs and (best is None or time.monotonic() < deadline):
-        count = min(chunk, epochs - done)
-        state, metrics = program.run(state, count)
-        done += count
-        own = _member(state)
-        if int(own.stopped) >= 0:
-            raise Diverged(
-                f"The loss or its gradient stopped being finite at step {int(own.stopped)}: give "
-                "another seed, or look for outliers in X."
-            )
-        number = int(own.homotopy.open)
-        bound, gamma = held_out(own.params, own.homotopy.open)
-        told = {name: float(v[0]) for name, v in jax.device_get(metrics).items()}
-        told |= {"step": float(own.step), "held_out_bound": bound, "held_out_gamma": gamma}
-        history.append(told)
-        tell(phase, done / epochs, told)
-        since += 1
-        if bound < best_bound:
-            best, best_open, best_bound, since = jax.device_get(own.params), number, bound, 0
         if stops and since > PATIENT_CHUNKS:
             break
+        count = min(chunk, epochs - done)
+        state, metrics = program.run(state, count)
+        done, since = done + count, since + 1
+        told = _told(state, metrics, held_out)
+        history.append(told)
+        tell(phase, done / epochs, told)
+        if told["held_out_bound"] < best_bound:
+            best, best_open = jax.device_get(own_params(state)), int(told["open"])
+            best_bound, since = told["held_out_bound"], 0
+        values = {"history": history, "since": since, "done": done}
+        kept.save(phase, (state, best), values | {"open": best_open, "bound": best_bound})
     return _Phase(state, best, best_open, best_bound, history)
+
+
+def own_params(state: State) -> Any:
+    """The parameters of the one member of a stacked state."""
+    return _member(state.params)
+
+
+def _told(state: State, metrics: Any, held_out: HeldOut) -> dict[str, float]:
+    """What a chunk tells.
+
+    Raises:
+      Diverged: the loss or gradient stopped being finite.
+    """
+    stopped = int(state.stopped[0])
+    if stopped >= 0:
+        raise Diverged(
+            f"The loss or its gradient stopped being finite at step {stopped}: give another seed, "
+            "or look for outliers in X."
+        )
+    bound, gamma = held_out(own_params(state), state.homotopy.open[0])
+    told = {name: float(v[0]) for name, v in jax.device_get(metrics).items()}
+    return told | {"step": float(state.step[0]), "held_out_bound": bound, "held_out_gamma": gamma}
 
 
 def fit(
@@ -187,13 +210,15 @@ def fit(
     held_out: np.ndarray,
     seed: int,
     tell: Tell,
-    deadline: float = np.inf,
+    deadline: float,
+    kept: Kept,
 ) -> Fitted:
     """Finds the count, and then lets error and gamma settle at it.
 
     Args:
       train, held_out: standardised rows [N, D].
       deadline: by `time.monotonic`; what is under way then is finished with what there is.
+      kept: what an interrupted fit goes on from.
 
     Raises:
       Diverged: training did, from this seed.
@@ -206,7 +231,15 @@ def fit(
 
     program = _program(plan, "count", train.shape).on(member, train, given=given)
     found = _run(
-        program, program.init(), "count", epochs(plan.steps), bound, tell, deadline, stops=False
+        program,
+        program.init(),
+        "count",
+        epochs(plan.steps),
+        bound,
+        tell,
+        deadline,
+        kept,
+        stops=False,
     )
     state = _member(found.state)
     number = int(state.homotopy.open)
@@ -223,10 +256,11 @@ def fit(
     )
     if found.best_bound < last_bound - 0.01 * dim:
         starts.append(program.init())
-    for start in starts:
+    for index, start in enumerate(starts):
         later = _run(
-            program, start, "settle", epochs(plan.settle_steps), bound, tell, deadline, stops=True
-        )
+            program, start, f"settle{index}", epochs(plan.settle_steps), bound, tell, deadline,
+            kept, stops=True,
+        )  # fmt: skip
         history += [{"phase": 1.0, **each} for each in later.history]
         ends.append((later.best_bound, later.best))
     _, params = min(ends, key=lambda end: end[0])

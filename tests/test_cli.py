@@ -1,0 +1,87 @@
+"""The command `vaebal`: what it takes, prints and leaves behind."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from vaebal import __main__ as cli
+from vaebal import command_line
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs `vaebal ARGUMENTS` here; (exit code, stdout, stderr)."""
+    monkeypatch.setattr(command_line, "speak_anywhere", lambda: None)
+    monkeypatch.setattr(command_line, "leave_on_interrupt", lambda: None)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["vaebal", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        return ended.value.code, said.out, said.err
+
+    return run
+
+
+def test_help_names_every_command(capsys):
+    cli.main(["vaebal", "--help"])
+    said = capsys.readouterr().out
+    for name in ("fit", "diagnose", "run", "bench"):
+        assert f"vaebal {name}" in said
+
+
+def test_a_command_that_is_none_is_told(command):
+    code, _, said = command("fti", "data.npy")
+    assert code == 2
+    assert said.startswith("error: there is no command 'fti'.")
+
+
+def test_data_that_are_not_there_are_told(command, tmp_path):
+    code, _, said = command("fit", tmp_path / "data.npy", f"--out={tmp_path / 'model.npz'}")
+    assert code == 2
+    assert "data.npy does not exist: give an array" in said
+
+
+def test_a_model_is_never_overwritten(command, tmp_path):
+    out = tmp_path / "model.npz"
+    out.write_bytes(b"mine")
+    code, _, said = command("fit", "data.npy", f"--out={out}")
+    assert (code, out.read_bytes()) == (2, b"mine")
+    assert "exists: name another file" in said
+
+
+def test_outputs_of_a_vae_are_diagnosed(command, tmp_path):
+    """Two of four latents on a plane, at Theorem 1's optimum; the same with one switched off."""
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.normal(size=(20, 2)))[0]
+    variances, gamma = np.array([1.0, 0.5]), 1e-3
+    scores = rng.normal(size=(2000, 2)) * np.sqrt(variances - gamma)
+    x = scores @ basis.T + np.sqrt(gamma) * rng.normal(size=(2000, 20))
+    mean, log_var = np.zeros((2000, 4)), np.zeros((2000, 4))
+    mean[:, :2] = x @ basis * np.sqrt(variances - gamma) / variances
+    log_var[:, :2] = np.log(gamma / variances)
+    x_hat = mean[:, :2] * np.sqrt(variances - gamma) @ basis.T
+    file = tmp_path / "outputs.npz"
+    np.savez(file, x=x, x_hat=x_hat, mean=mean, log_var=log_var, gamma=gamma)
+    report = tmp_path / "report.json"
+    code, said, _ = command("diagnose", file, f"--json={report}")
+    assert code == 0
+    assert said.startswith("balanced")
+    assert report.stat().st_size > 100
+
+    mean[:, 1] = log_var[:, 1] = 0
+    x_hat = mean[:, :2] * np.sqrt(variances - gamma) @ basis.T
+    np.savez(file, x=x, x_hat=x_hat, mean=mean, log_var=log_var, gamma=gamma)
+    assert command("diagnose", file)[1].startswith("over-regularized")
+
+
+def test_an_array_that_is_missing_is_named(command, tmp_path):
+    file = tmp_path / "outputs.npz"
+    np.savez(file, x=np.zeros((5, 2)), mean=np.zeros((5, 1)))
+    code, _, said = command("diagnose", file)
+    assert code == 2
+    assert "has no array" in said
+    code, _, said = command("diagnose", tmp_path / "nothing.npz")
+    assert (code, "is no .npz file" in said) == (2, True)
