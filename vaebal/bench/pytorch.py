@@ -81,6 +81,27 @@ def torch_product(torch: Any, size: int) -> Work:
     return work
 
 
+def _linear(torch: Any, layer: Mapping[str, Any]) -> Any:
+    """A Dense layer's parameters as a torch.nn.Linear."""
+    linear = torch.nn.Linear(*layer["kernel"].shape, bias="bias" in layer)
+    with torch.no_grad():
+        linear.weight.copy_(torch.tensor(np.asarray(layer["kernel"]).T))
+        if "bias" in layer:
+            linear.bias.copy_(torch.tensor(np.asarray(layer["bias"])))
+    return linear
+
+
+def _activation(torch: Any, model: GaussianVAE) -> Any:
+    functional = torch.nn.functional
+    return {
+        "relu": functional.relu,
+        "gelu": functools.partial(functional.gelu, approximate="tanh"),
+        "silu": functional.silu,
+        "tanh": torch.tanh,
+        "softplus": functional.softplus,
+    }[next(name for name, f in ACTIVATIONS.items() if f is model.encoder.activation)]
+
+
 def torch_vae(torch: Any, model: GaussianVAE, params: Any) -> Any:
     """The network and the loss of an `mlp_vae`, written in PyTorch, with its parameters.
 
@@ -92,22 +113,9 @@ def torch_vae(torch: Any, model: GaussianVAE, params: Any) -> Any:
       A torch.nn.Module on the CPU, (x [B, D], eps [B, K]) -> mean -ELBO in nats, with
       `encode(x)` and `decode(z)`.
     """
-    nn, functional = torch.nn, torch.nn.functional
-    activation = {
-        "relu": functional.relu,
-        "gelu": functools.partial(functional.gelu, approximate="tanh"),
-        "silu": functional.silu,
-        "tanh": torch.tanh,
-        "softplus": functional.softplus,
-    }[next(name for name, f in ACTIVATIONS.items() if f is model.encoder.activation)]
+    nn, activation = torch.nn, _activation(torch, model)
 
-    def dense(layer: Mapping[str, Any]) -> Any:
-        linear = nn.Linear(*layer["kernel"].shape, bias="bias" in layer)
-        with torch.no_grad():
-            linear.weight.copy_(torch.tensor(np.asarray(layer["kernel"]).T))
-            if "bias" in layer:
-                linear.bias.copy_(torch.tensor(np.asarray(layer["bias"])))
-        return linear
+    dense = functools.partial(_linear, torch)
 
     class VAE(nn.Module):
         def __init__(self):
@@ -118,10 +126,10 @@ def torch_vae(torch: Any, model: GaussianVAE, params: Any) -> Any:
             )
             if model.affine_skip:
                 self.affine = dense(params["affine"])
-            if model.gamma is None:
-                self.log_gamma = nn.Parameter(torch.tensor(float(params["log_gamma"])))
-            else:
-                self.log_gamma = math.log(model.gamma)
+            learned = params.get("log_gamma")
+            self.log_gamma = math.log(model.gamma) if learned is None else nn.Parameter(
+                torch.tensor(float(learned))
+            )  # fmt: skip
 
         def encode(self, x):
             for i in range(1, model.encoder.layers):

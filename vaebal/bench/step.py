@@ -96,29 +96,21 @@ def measure(
     Raises:
       InputError: a field or an argument that cannot be meant.
     """
-    models = [build_model(with_batch_size(config, size), kappa) for size in batch_sizes]
-    model, machine = models[0], []
+    model, *_ = (build_model(with_batch_size(config, size), kappa) for size in batch_sizes)
+    machine: list[Any] = []
     dense = pytorch.can_be_rebuilt(model)
     rebuilt = with_torch and dense
     with pytorch.torch_at_its_best() if rebuilt else contextlib.nullcontext() as torch:
         if torch is not None:
             machine.append(pytorch.described(torch))
         say(f"float32 product, {matrix_size} x {matrix_size}")
-        candidates = {"JAX": jax_peak(matrix_size)}
-        if torch is not None:
-            work = pytorch.torch_product(torch, matrix_size)
-            candidates["PyTorch"] = candidates["JAX"]._replace(work=work)
-        taken = turns({name: each.work for name, each in candidates.items()})
-        peaks = {name: spread(candidates[name].rate(taken[name])) for name in taken}
-        peak = candidates[max(peaks, key=lambda name: peaks[name].median)]
+        peaks, peak = _peaks(torch, matrix_size, turns)
         rate, flops = max(peaks.values()).median, step_flops(model)
 
         steps = []
         for batch_size in batch_sizes:
             say(f"training step, B = {batch_size}")
-            most = max(EPOCH_IMAGES // batch_size, LEAST_STEPS)
-            number = int(np.clip(epoch_seconds * rate / (flops * batch_size), LEAST_STEPS, most))
-            images = random_images(config, number * batch_size)
+            images = random_images(config, _images(batch_size, epoch_seconds * rate / flops))
             subject = build(with_batch_size(config, batch_size), images, kappa)
             pieces = _pieces(subject.params, batch_size) if dense else {}
             steps.append(_step(subject, images.train, peak, turns, torch, with_compile, pieces))
@@ -128,13 +120,9 @@ def measure(
         test = random_images(config, 1, int(np.clip(budget, 4, 1000)))
         block = min(config.eval.block, len(test.test))
         nll, nll_utilisation = _nll(subject, test, nll_samples, block, peak, turns)
-    height, width, _ = image_shape(config)
-    size = sum(leaf.size for leaf in jax.tree.leaves(subject.params))
-    kind = f"{config.model.skips[0]}, " if config.experiment == "kappa_sweep" else ""
     return Results(
         name=config.name,
-        title=f"Speed: {config.name}, {kind}κ = {model.latents}, width {config.model.width}, "
-        f"{size:,} parameters, {height}×{width} pixels",
+        title=_title(config, subject),
         machine=machine,
         matrix_size=matrix_size,
         peaks=peaks,
@@ -144,6 +132,33 @@ def measure(
         nll_utilisation=nll_utilisation,
         nll_text=f"{len(test.test)} images, S = {nll_samples}, blocks of {block}",
         notes=_absences(steps, with_torch, rebuilt, with_compile, torch is not None),
+    )
+
+
+def _peaks(torch: Any, matrix_size: int, turns: Turns) -> tuple[dict[str, Spread], Peak]:
+    """A product's rate by library, and the faster library's."""
+    candidates = {"JAX": jax_peak(matrix_size)}
+    if torch is not None:
+        work = pytorch.torch_product(torch, matrix_size)
+        candidates["PyTorch"] = candidates["JAX"]._replace(work=work)
+    taken = turns({name: each.work for name, each in candidates.items()})
+    peaks = {name: spread(candidates[name].rate(taken[name])) for name in taken}
+    return peaks, candidates[max(peaks, key=lambda name: peaks[name].median)]
+
+
+def _images(batch_size: int, aim: float) -> int:
+    """About `aim` images, in whole batches of which there are neither too few nor too many."""
+    most = max(EPOCH_IMAGES // batch_size, LEAST_STEPS)
+    return int(np.clip(aim / batch_size, LEAST_STEPS, most)) * batch_size
+
+
+def _title(config: Any, subject: Subject) -> str:
+    height, width, _ = image_shape(config)
+    size = sum(leaf.size for leaf in jax.tree.leaves(subject.params))
+    kind = f"{config.model.skips[0]}, " if config.experiment == "kappa_sweep" else ""
+    return (
+        f"Speed: {config.name}, {kind}κ = {subject.model.latents}, width {config.model.width}, "
+        f"{size:,} parameters, {height}×{width} pixels"
     )
 
 
@@ -279,13 +294,28 @@ def _absences(
     return [f"torch.compile failed at batch {', '.join(failed)}: left out."] if failed else []
 
 
-def page(results: Results) -> Page:
-    """The peak, the training step, the NLL, and how to read them."""
-    names = [
-        name
-        for name in (OURS, EAGER, COMPILED, PYTHAE)
-        if any(name in step.rates for step in results.steps)
-    ]
+SHARES = (
+    "*Where a step's time goes*: shares of the whole step's time, of parts that were timed on "
+    "their own in the same turns: the same products on random factors, each result written to "
+    "memory; one Adam update of all parameters and both moments in place. All else "
+    "(activations, noise, loss, the gradient's norm, reading the images) is what is left. *Of "
+    "peak, those products*: how near the peak these products come by themselves, which bounds "
+    "what any step made of them could reach."
+)
+COMPARED = (
+    "PyTorch trains the same network on the same loss: same initial parameters, data on the "
+    "device as float32, no loader, fused Adam for the weights and for log γ, denormals flushed, "
+    "all cores. vaebal's step does more: it also converts stored bytes, scales and clips "
+    "gradients, follows schedules, and sums the statistics of its metrics. *Compile* of "
+    "torch.compile: the first epoch's seconds less the second's."
+)
+BESIDE = (
+    "*pythae*: its `BaseTrainer` as it comes, with its loader and plain Adam, on the same network "
+    "with pythae's loss of a fixed decoder variance; not in the ratio."
+)
+
+
+def _steps_table(results: Results, names: Sequence[str]) -> str:
     timed = [name for name in (OURS, COMPILED) if name in names]
     compared = any(step.ratio for step in results.steps)
     header = ["batch", *(f"{name}, images/s" for name in names), "of peak"]
@@ -302,6 +332,11 @@ def page(results: Results) -> Page:
         if compared:
             line.append(with_range(step.ratio, ".2f") if step.ratio else "–")
         body.append(line)
+    return markdown_table(header, body)
+
+
+def _shares_table(results: Results) -> str:
+    """ "" where no pieces were timed."""
     shares = [
         [
             str(step.batch_size),
@@ -312,39 +347,29 @@ def page(results: Results) -> Page:
         for step in results.steps
         if step.pieces
     ]
-    where = [
-        "### Where a step's time goes",
-        markdown_table(["batch", *PIECES, "all else", "of peak, those products"], shares),
+    header = ["batch", *PIECES, "all else", "of peak, those products"]
+    return markdown_table(header, shares) if shares else ""
+
+
+def page(results: Results) -> Page:
+    """The peak, the training step, the NLL, and how to read them."""
+    names = [
+        name
+        for name in (OURS, EAGER, COMPILED, PYTHAE)
+        if any(name in step.rates for step in results.steps)
     ]
+    shares = _shares_table(results)
+    where = ["### Where a step's time goes", shares] if shares else []
     n = results.matrix_size
     peaks = [[name, with_range(peak, ",.0f", 1e-9)] for name, peak in results.peaks.items()]
     method = [
         "*Of peak*: model FLOPs per second of vaebal's step over the rate of the product above (by "
         f"the faster library), which took its turns too. {COUNTED} Here that is "
-        f"{results.flops_per_image:,} per image and step."
+        f"{results.flops_per_image:,} per image and step.",
+        *([SHARES] if shares else []),
+        *([COMPARED] if any(step.ratio for step in results.steps) else []),
+        *([BESIDE] if PYTHAE in names else []),
     ]
-    if shares:
-        method.append(
-            "*Where a step's time goes*: shares of the whole step's time, of parts that were timed "
-            "on their own in the same turns: the same products on random factors, each result "
-            "written to memory; one Adam update of all parameters and both moments in place. All "
-            "else (activations, noise, loss, the gradient's norm, reading the images) is what is "
-            "left. *Of peak, those products*: how near the peak these products come by themselves, "
-            "which bounds what any step made of them could reach."
-        )
-    if compared:
-        method.append(
-            "PyTorch trains the same network on the same loss: same initial parameters, data on "
-            "the device as float32, no loader, fused Adam for the weights and for log γ, denormals "
-            "flushed, all cores. vaebal's step does more: it also converts stored bytes, scales "
-            "and clips gradients, follows schedules, and sums the statistics of its metrics. "
-            "*Compile* of torch.compile: the first epoch's seconds less the second's."
-        )
-    if PYTHAE in names:
-        method.append(
-            "*pythae*: its `BaseTrainer` as it comes, with its loader and plain Adam, on the same "
-            "network with pythae's loss of a fixed decoder variance; not in the ratio."
-        )
     return Page(
         name=results.name,
         title=results.title,
@@ -352,8 +377,8 @@ def page(results: Results) -> Page:
             f"## A {n} × {n} × {n} product in float32",
             markdown_table(["library", "GFLOP/s"], peaks),
             "## The training step",
-            markdown_table(header, body),
-            *(where if shares else []),
+            _steps_table(results, names),
+            *where,
             "## Importance-weighted NLL",
             f"{with_range(results.nll, ',.0f')} samples of z per second ({results.nll_text}), "
             f"{with_range(results.nll_utilisation, '.2f')} of the peak by the decoder's products.",

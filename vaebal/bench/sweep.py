@@ -14,7 +14,7 @@ from vaebal.bench import pytorch
 from vaebal.bench.flops import step_flops
 from vaebal.bench.page import Page, three_digits, with_range
 from vaebal.bench.step import COMPILED, EAGER, OURS
-from vaebal.bench.subjects import build, build_model, random_images, training
+from vaebal.bench.subjects import Subject, build, build_model, random_images, training
 from vaebal.bench.timing import Spread, Turns, Work, spread
 from vaebal.experiments.report import COLOURS, markdown_table
 
@@ -81,22 +81,40 @@ def measure(
                          "networks not written.")  # fmt: skip
         else:
             machine.append(pytorch.described(torch))
-            train = functools.partial(
-                pytorch.torch_training,
-                torch,
-                images=images.train,
-                batch_size=batch_size,
-                learning_rate=config.train.learning_rate,
-            )
-            params = subjects[1].params
-            works[EAGER] = train(pytorch.torch_vae(torch, model, params))
-            if with_compile:
-                net = pytorch.torch_vae(torch, model, params)
-                compiled, _ = pytorch.torch_compiled(torch, train, net)
-                if compiled is not None:
-                    works[COMPILED] = compiled
+            works |= _in_torch(torch, subjects[1], images.train, with_compile)
         say("epochs, in turns")
         seconds = turns(works)
+    return _of(subjects, seconds, steps, machine, notes)
+
+
+def _in_torch(torch: Any, subject: Subject, images: np.ndarray, with_compile: bool) -> dict:
+    """A member's epochs in PyTorch, eager and compiled."""
+    train = functools.partial(
+        pytorch.torch_training,
+        torch,
+        images=images,
+        batch_size=subject.config.train.batch_size,
+        learning_rate=subject.config.train.learning_rate,
+    )
+    works = {EAGER: train(pytorch.torch_vae(torch, subject.model, subject.params))}
+    if with_compile:
+        net = pytorch.torch_vae(torch, subject.model, subject.params)
+        compiled, _ = pytorch.torch_compiled(torch, train, net)
+        if compiled is not None:
+            works[COMPILED] = compiled
+    return works
+
+
+def _of(
+    subjects: Mapping[int, Subject],
+    seconds: Mapping[Any, np.ndarray],
+    steps: int,
+    machine: Sequence[Any],
+    notes: Sequence[str],
+) -> Sweep:
+    """What the turns' seconds say, per member and step."""
+    config, model = subjects[1].config, subjects[1].model
+    batch_size = config.train.batch_size
     per_member_step = {
         name: taken / (steps * (name if isinstance(name, int) else 1))
         for name, taken in seconds.items()

@@ -241,8 +241,7 @@ def fit(
         kept,
         stops=False,
     )
-    state = _member(found.state)
-    number = int(state.homotopy.open)
+    state, number = _member(found.state), int(found.state.homotopy.open[0])
     history = [{"phase": 0.0, **each} for each in found.history]
 
     program = _program(plan, "settle", train.shape)
@@ -250,10 +249,7 @@ def fit(
     last_bound, _ = bound(state.params, state.homotopy.open)
     ends = [(last_bound, jax.device_get(state.params))]
     # From where the count was found; and, where that has learned the rows by heart, anew.
-    starts = [program.init()._replace(weights=found.state.weights)]
-    starts[0] = starts[0]._replace(
-        homotopy=starts[0].homotopy._replace(log_gamma=found.state.homotopy.log_gamma)
-    )
+    starts = [_from_where(program.init(), found.state)]
     if found.best_bound < last_bound - 0.01 * dim:
         starts.append(program.init())
     for index, start in enumerate(starts):
@@ -268,6 +264,12 @@ def fit(
     _, gamma = bound(params, number)
     params = params | {"log_gamma": np.float32(np.log(gamma))}
     return Fitted(model, params, number, history, _settled(found.history, plan))
+
+
+def _from_where(start: State, found: State) -> State:
+    """A phase's first state, with the weights and gamma of another's last."""
+    homotopy = start.homotopy._replace(log_gamma=found.homotopy.log_gamma)
+    return start._replace(weights=found.weights, homotopy=homotopy)
 
 
 def _settled(history: list[dict[str, float]], plan: Plan) -> bool:
