@@ -105,9 +105,7 @@ def measure(
             machine.append(pytorch.described(torch))
         say(f"float32 product, {matrix_size} x {matrix_size}")
         peaks, peak = _peaks(torch, matrix_size, turns)
-        rate, flops = max(peaks.values()).median, step_flops(model)
-
-        steps = []
+        rate, flops, steps = max(peaks.values()).median, step_flops(model), []
         for batch_size in batch_sizes:
             say(f"training step, B = {batch_size}")
             images = random_images(config, _images(batch_size, epoch_seconds * rate / flops))

@@ -1,9 +1,9 @@
 """Whether `fit` finds the dimension: data sets of known r that nothing was tuned on.
 
-python -m vaebal.estimator.validation [--out=results/fit] [--seed=100] [--sets=60]
+python -m vaebal.estimator.validation [--out=results/fit] [--seed=200] [--sets=60]
 
 Network, linear and drawn-scene manifolds, r = 1 to 12, N from 1,000 to 20,000, D from 10 to 768,
-half of them with noise, every third one scaled and shifted. Seeds below 100 were used in tuning.
+half of them with noise, every third one scaled and shifted. Seeds below 200 were used in tuning.
 Finished sets are kept in rows.json and not fitted again.
 """
 
@@ -91,7 +91,7 @@ def page(rows: list[dict[str, Any]]) -> str:
         f"**dimension_ = r in {sum(exact)} of {len(exact)}** (Wilson 95 % interval {low:.2f} to "
         f"{high:.2f}), with no argument but the data. Seeds {rows[0]['seed']} to "
         f"{rows[-1]['seed']}, of the data; training seed 0; none was used in tuning (those were "
-        "below 100). Noise is the standard deviation added to every feature; the error is held "
+        "below 200). Noise is the standard deviation added to every feature; the error is held "
         "out, as a share of the variance. Seconds are of a machine that did other work besides.",
         "| data | r | N | D | noise | scale | shift | dimension_ | settled | error | seconds |",
         "| :--- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | :--- | ---: | ---: |",
@@ -110,7 +110,7 @@ def page(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", default="results/fit")
-    parser.add_argument("--seed", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=200)
     parser.add_argument("--sets", type=int, default=60)
     given = parser.parse_args()
     file = Path(given.out) / "rows.json"
