@@ -269,7 +269,6 @@ def fit(
     bound = HeldOut(model, held_out, seed)
     member = stack_members([Member(seed, plan.latents, 1.0)])
     epochs = lambda steps: -(-steps // steps_per_epoch(len(train), plan.batch_size))  # noqa: E731
-
     program = _program(plan, "count", *shape).on(member, train, given=given)
     found = _run(
         program,
