@@ -124,19 +124,12 @@ def test_the_guard_is_whole_before_its_release_and_gone_after():
     assert (np.diff(factor) <= 0).all()
 
 
-def variance_of(mean):
-    """Posterior variances, of latents that know little."""
-    return None if mean is None else jnp.full_like(mean, 0.9)
-
-
 def trajectory(rule, steps, *, mean_square=1e-3, variance=0.5, latents=5, mean=None):
     """States after every step, all residuals along one axis."""
     residual = jnp.sqrt(variance) * jnp.eye(3)[:1].repeat(4, 0)
 
     def step(state, at):
-        state = rule.update(
-            Seen(at, jnp.float32(mean_square), residual, mean, variance_of(mean)), state
-        )
+        state = rule.update(Seen(at, jnp.float32(mean_square), residual, mean), state)
         return state, state
 
     return jax.lax.scan(step, rule.init(1.0, latents, KEY), jnp.arange(steps))[1]
@@ -168,9 +161,7 @@ def test_numbers_of_rules_may_be_vmapped():
         rule = build(rate, guard)
         state = rule.init(start, 5, KEY)
         for step in range(4):
-            state = rule.update(
-                Seen(jnp.int32(step), jnp.float32(0.1), residual, mean, variance_of(mean)), state
-            )
+            state = rule.update(Seen(jnp.int32(step), jnp.float32(0.1), residual, mean), state)
         return state
 
     def adaptive(rate, guard):
@@ -248,12 +239,11 @@ def test_a_plateau_begins_where_a_variance_stops_falling():
     assert plateau_after(1 / falling).since == 0
 
 
-def opened(step, since, number, spread, released, variance=(0.9,) * 5):
+def opened(step, since, number, spread, released):
     """`grown` of five latents whose posterior means have this `spread`, after a plateau."""
     mean = np.random.default_rng(0).normal(size=(200, 5)) * np.array(spread) + 3.0
     plateau = Plateau(jnp.float32(-1.0), jnp.float32(-0.98), jnp.int32(since))
-    noise = jnp.broadcast_to(jnp.asarray(variance), mean.shape)
-    seen = Seen(jnp.int32(step), jnp.float32(0.1), mean=jnp.asarray(mean), variance=noise)
+    seen = Seen(jnp.int32(step), jnp.float32(0.1), mean=jnp.asarray(mean))
     got = grown(
         jnp.int32(number), plateau, seen, latents=5, patience=1000.0, released=jnp.array(released)
     )
@@ -299,11 +289,18 @@ def test_a_latent_still_idle_when_the_guard_goes_is_closed(number, spread, expec
     assert after == plateau
 
 
-@pytest.mark.parametrize(("variance", "expected"), [(1e-4, 3), (0.02, 3), (0.06, 2), (0.9, 2)])
-def test_means_that_vary_little_but_more_than_their_noise_are_in_use(variance, expected):
-    """The third latent's means vary by .04."""
-    noise = (0.1, 0.1, variance, 1.0, 1.0)
-    _, got, _ = opened(5000, 0, 3, (1.0, 1.0, 0.2, 0.0, 0.0), released=True, variance=noise)
+@pytest.mark.parametrize(
+    ("spread", "expected"),
+    [
+        ((1.0, 0.8, 0.25, 0.0, 0.0), 2),  # .06, where the liveliest vary by 1
+        ((0.3, 0.3, 0.13, 0.0, 0.0), 3),  # .017, where they vary by .09: all have shrunk
+        ((0.3, 0.3, 0.09, 0.0, 0.0), 2),  # .008: nothing so small is in use
+        ((0.3, 0.3, 0.13, 9.0, 9.0), 3),  # what is closed says nothing
+        ((9.0, 9.0, 0.4, 0.0, 0.0), 3),  # .16: above a tenth of the prior's, is enough
+    ],
+)
+def test_a_latent_is_in_use_by_a_tenth_of_what_the_liveliest_varies(spread, expected):
+    _, got, _ = opened(5000, 0, 3, spread, released=True)
     assert got == expected
 
 

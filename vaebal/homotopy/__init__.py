@@ -6,7 +6,7 @@ in its `State` what gamma and the number of open latents are.
 
     homotopy = adaptive(dim=192, steps=20_000)
     state = homotopy.init(gamma, latents, key)         # exp(state.log_gamma), state.open
-    state = homotopy.update(Seen(step, mean_square, residual, mean, variance), state)
+    state = homotopy.update(Seen(step, mean_square, residual, mean), state)
 
 It imports JAX alone.
 """

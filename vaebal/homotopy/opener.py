@@ -12,11 +12,11 @@ from vaebal.homotopy.rules import Homotopy, Seen, State
 PLATEAU_MEMORY, PLATEAU_FALL = 2, 0.1
 # While all is moving fast, a latent waits for this share of the steps so far, and so many at least.
 EARLY_PATIENCE, LEAST_PATIENCE = 0.15, 300
-# A latent is in use where its posterior means vary by more than this, or by more than its posterior
-# variance: more signal than noise. By a small posterior variance alone, what Adam's noise makes of
-# its decoder column could pass for use. Where gamma falls fast over many features, means vary by a
-# tenth of the prior's variance while posteriors are a thousand times narrower.
-IN_USE = 0.1
+# A latent is in use where its posterior means vary by a tenth of what those of the liveliest do, and
+# by ACTIVE at least. Relative, as where gamma falls fast over many features the means of all shrink
+# to a tenth of the prior's variance. Not by a small posterior variance, nor by means that vary by
+# more than it: what Adam's noise makes of an idle latent's decoder column passes for use by both.
+IN_USE, ACTIVE = 0.1, 0.01
 
 
 class Plateau(NamedTuple):
@@ -63,8 +63,9 @@ def grown(
     """
     waited = seen.step - plateau.since
     early = jnp.maximum(EARLY_PATIENCE * seen.step, LEAST_PATIENCE)
-    used = seen.mean.var(0) > jnp.minimum(IN_USE, seen.variance.mean(0))
-    latent = jnp.arange(seen.mean.shape[1])
+    spread, latent = seen.mean.var(0), jnp.arange(seen.mean.shape[1])
+    liveliest = jnp.where(latent < number, spread, 0).max()
+    used = spread > jnp.clip(IN_USE * liveliest, ACTIVE, IN_USE)
     all_used = (used | (latent >= number)).all()
     last_used = (used & (latent == number - 1)).any()
     patient = waited > jnp.minimum(patience, early)

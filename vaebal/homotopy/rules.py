@@ -20,8 +20,7 @@ class Seen(NamedTuple):
     step: Array  # [], steps taken so far
     mean_square: Array  # [], E|x - x_hat|^2 / D of the batch, at sampled z
     residual: Array | None = None  # [b, D], x - x_hat at the posterior mean, of some of the batch
-    mean: Array | None = None  # [B, K], the posterior means
-    variance: Array | None = None  # [B, K], the posterior variances; for `one_by_one`
+    mean: Array | None = None  # [B, K], the posterior means; for `one_by_one`
 
 
 class State(NamedTuple):

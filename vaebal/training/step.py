@@ -46,7 +46,6 @@ class Told(NamedTuple):
     statistics: dict[str, Array]  # of any shapes; an epoch's metrics are means of them
     mean_square: Array | float = jnp.nan  # E|x - x_hat|^2 / D, which a learned gamma follows
     mean: Array | None = None  # [B, K], the posterior means
-    variance: Array | None = None  # [B, K], the posterior variances
     kept: Any = ()  # what `Objective.residual` needs of the loss's work
 
 
@@ -196,5 +195,5 @@ def _moved(objective: Objective, homotopy: Homotopy, state: State, told: Told) -
     seen = Seen(state.step, told.mean_square)
     if homotopy.reads_residual:
         residual = objective.residual(state.params, told)
-        seen = Seen(state.step, told.mean_square, residual, told.mean, told.variance)
+        seen = Seen(state.step, told.mean_square, residual, told.mean)
     return homotopy.update(seen, state.homotopy)

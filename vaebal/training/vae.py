@@ -52,16 +52,15 @@ def gaussian_vae(model: GaussianVAE, decode: Decode = to_unit_pixels) -> Objecti
         x = decode(rows)
         eps = latent_noise(stream(at.member.seed, "noise", at.step), len(x), model.latents)
         value, (outputs, terms) = loss_and_terms(model, params, x, eps, at.open)
-        variance = jnp.exp(outputs.log_var)
         statistics = {
             "squared_error": terms.squared_error.mean(),
             "kl": terms.kl.sum(-1).mean(),
             "mean": outputs.mean.mean(0),
             "mean_squared": jnp.square(outputs.mean).mean(0),
-            "variance": variance.mean(0),
+            "variance": jnp.exp(outputs.log_var).mean(0),
         }
         mean_square = jnp.square(x - outputs.x_hat).mean()
-        return value, Told(statistics, mean_square, outputs.mean, variance, kept=x)
+        return value, Told(statistics, mean_square, outputs.mean, kept=x)
 
     def residual(params: Any, told: Told) -> Array:
         part = max(len(told.mean) // RESIDUAL_PART, 1)
