@@ -43,6 +43,20 @@ def test_warm_up_is_linear_and_the_cosine_ends_at_the_last_step():
     np.testing.assert_allclose(-rates[110:], 1e-3, rtol=1e-3)
 
 
+def test_weights_decay_but_for_biases_and_affine_skips():
+    """On no gradient a step is the decay alone, rate times weight_decay times the weight."""
+    weights = {
+        "decoder": {"kernel": jnp.full((2, 3), 2.0), "bias": jnp.ones(3)},
+        "affine": {"kernel": jnp.ones((2, 3))},
+    }
+    optimiser = weights_optimiser(CONSTANT._replace(weight_decay=0.5))
+    nothing = jax.tree.map(jnp.zeros_like, weights)
+    updates, _ = optimiser.update(nothing, optimiser.init(weights), weights)
+    np.testing.assert_allclose(updates["decoder"]["kernel"], -1e-3 * 0.5 * 2.0, rtol=1e-6)
+    assert not updates["decoder"]["bias"].any()
+    assert not updates["affine"]["kernel"].any()
+
+
 def test_a_gradient_is_clipped_to_its_norm():
     settings = CONSTANT._replace(clip_norm=5.0)
     optimiser = weights_optimiser(settings)

@@ -12,10 +12,10 @@ from vaebal.homotopy.rules import Homotopy, Seen, State
 PLATEAU_MEMORY, PLATEAU_FALL = 2, 0.1
 # While all is moving fast, a latent waits for this share of the steps so far, and so many at least.
 EARLY_PATIENCE, LEAST_PATIENCE = 0.15, 300
-# A latent is in use where its posterior means vary by a tenth of what those of the liveliest do, and
-# by ACTIVE at least. Relative, as where gamma falls fast over many features the means of all shrink
-# to a tenth of the prior's variance. Not by a small posterior variance, nor by means that vary by
-# more than it: what Adam's noise makes of an idle latent's decoder column passes for use by both.
+# A latent is in use where its posterior means vary by a tenth of what the liveliest's do, and by
+# ACTIVE at least. Relative, as where gamma falls fast over many features all means shrink to a
+# tenth of the prior's variance. Not by a small posterior variance, nor by means that vary by more
+# than it: what Adam's noise makes of an idle latent's decoder column passes for use by both.
 IN_USE, ACTIVE = 0.1, 0.01
 
 

@@ -1,7 +1,8 @@
-"""Adam for the weights: warm-up, cosine decay, clipping, and a bound that follows gamma."""
+"""Adam for the weights: warm-up, cosine and weight decay, clipping, a bound that follows gamma."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
@@ -17,6 +18,14 @@ class Optimisation(NamedTuple):
     clip_norm: float  # of gamma times the gradient, see `step.train_step`
     beta2: float = 0.999  # near 1 it lags behind a gradient that grows
     jitter: float = 0.0  # 0: none; else no step is longer than `homotopy.steady_rate`
+    weight_decay: float = 0.0  # AdamW's, of all matrices but the affine skips
+
+
+def _decays(weights: Any) -> Any:
+    """Matrices do, but not the affine skips': what a linear map can say is said by it alone."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.ndim > 1 and "affine" not in jax.tree_util.keystr(path), weights
+    )
 
 
 def weights_optimiser(
@@ -38,7 +47,12 @@ def weights_optimiser(
     )
     # After the clipping, so that its norm and the one in the statistics are computed once.
     gate = optax.stateless_with_tree_map(lambda update, _: jnp.where(taken, update, 0.0))
-    adam = optax.adam(lambda step: jnp.minimum(schedule(step), longest), b2=settings.beta2)
+    rate = lambda step: jnp.minimum(schedule(step), longest)  # noqa: E731
+    if settings.weight_decay > 0:
+        decay = settings.weight_decay
+        adam = optax.adamw(rate, b2=settings.beta2, weight_decay=decay, mask=_decays)
+    else:
+        adam = optax.adam(rate, b2=settings.beta2)
     parts = [optax.clip_by_global_norm(settings.clip_norm), gate, adam]
     if settings.jitter > 0:
         parts.append(
