@@ -261,3 +261,54 @@ def test_a_job_in_the_background_goes_on_ignoring_interrupts():
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def kept(monkeypatch, cache, named=None):
+    """The folder that JAX would be told of."""
+    for name in ("DIR", "MIN_COMPILE_TIME_SECS", "MIN_ENTRY_SIZE_BYTES"):
+        for prefix in ("JAX_COMPILATION_CACHE_", "JAX_PERSISTENT_CACHE_"):
+            monkeypatch.delenv(prefix + name, raising=False)
+    if named:
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", named)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    command_line.keep_compiled()
+    return os.environ.get("JAX_COMPILATION_CACHE_DIR")
+
+
+def test_compiled_programs_are_kept_in_the_users_cache_but_for_another_processor(
+    tmp_path, monkeypatch
+):
+    folder = kept(monkeypatch, tmp_path)
+    assert Path(folder).parent == tmp_path / "vaebal"
+    assert Path(folder).is_dir()
+    assert os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] == "0"
+    assert kept(monkeypatch, tmp_path) == folder
+    monkeypatch.setattr("platform.machine", lambda: "another")
+    assert kept(monkeypatch, tmp_path) != folder
+
+
+def test_a_cache_of_the_users_own_stays_and_one_that_cannot_be_made_is_done_without(
+    tmp_path, monkeypatch
+):
+    assert kept(monkeypatch, tmp_path, named="mine") == "mine"
+    (tmp_path / "file").touch()
+    assert kept(monkeypatch, tmp_path / "file") is None
+    assert kept(monkeypatch, "/proc/nowhere") is None
+
+
+@pytest.mark.parametrize("arguments", [(), ("--no-cache",), ("--nocache",)])
+def test_a_second_start_finds_what_the_first_compiled(tmp_path, arguments):
+    """What JAX writes there is asked of it, in a process of its own."""
+    program = (
+        "import sys; from vaebal import command_line, experiments, run\n"
+        "def ran(config, workdir):\n"
+        "    import jax; jax.jit(lambda x: x + 1)(1)\n"
+        "experiments.run, experiments.check_config = ran, lambda config, workdir: None\n"
+        "run.main(sys.argv)"
+    )
+    environment = {k: v for k, v in os.environ.items() if "_CACHE_" not in k}
+    subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        check=True, cwd=tmp_path, env=environment | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
+    )  # fmt: skip
+    assert bool(list(tmp_path.glob("cache/vaebal/*/*"))) == (not arguments)

@@ -51,6 +51,7 @@ def _fit_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--max-latents", type=int, help="at most so many; default: found out")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--path", help="a folder for an interrupted fit to go on from")
+    parser.add_argument("--no-cache", action="store_true", help="keep no compiled programs")
     return parser.parse_args(argv)
 
 
@@ -58,6 +59,8 @@ def _fit(given: argparse.Namespace) -> None:
     out = Path(given.out or f"{Path(given.data.rstrip('/')).stem}.vae.npz")
     if out.exists():
         raise InputError(f"--out={out} exists: name another file, or move that one.")
+    if not given.no_cache:
+        command_line.keep_compiled()
     from vaebal.estimator import fit
 
     arguments = {name: getattr(given, name) for name in ("budget", "max_latents", "seed", "path")}

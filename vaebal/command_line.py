@@ -6,11 +6,13 @@ Nothing here imports JAX: a bad flag is answered at once.
 import errno
 import io
 import os
+import platform
 import re
 import signal
 import sys
 import sysconfig
 import traceback
+import zlib
 from collections.abc import Callable, Sequence
 
 from absl import flags
@@ -158,6 +160,37 @@ def leave_on_interrupt() -> None:
 
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as of a job in the background
         signal.signal(signal.SIGINT, leave)
+
+
+def keep_compiled() -> None:
+    """Lets JAX keep what it compiles in the user's cache folder, and find it at the next start.
+
+    To be called before JAX is imported. JAX_COMPILATION_CACHE_DIR goes before; where no folder can
+    be made there is none. What was compiled for one kind of processor is not shown to another.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    folder = os.path.join(cache, "vaebal", f"compiled-{_processor():08x}")
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError:
+        return
+    if os.access(folder, os.W_OK):
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+def _processor() -> int:
+    """A number for what this processor can do."""
+    told = {platform.machine(), platform.processor()}
+    try:
+        with open("/proc/cpuinfo") as lines:
+            told |= {line for line in lines if line.startswith(("flags", "Features", "model name"))}
+    except OSError:  # not Linux
+        pass
+    return zlib.crc32("".join(sorted(told)).encode())
 
 
 def exit_code(run: Callable[[], None]) -> int:

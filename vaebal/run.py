@@ -50,6 +50,8 @@ def _run(argv: Sequence[str]) -> None:
 
     if len(argv) > 1:
         raise InputError(f"Unexpected argument {argv[1]!r}: fields are set by --config.FIELD=.")
+    if flags.FLAGS.cache:
+        command_line.keep_compiled()
     config = flags.FLAGS.config
     workdir = flags.FLAGS.workdir or os.path.join("runs", str(config.get("name")))
     check_config(config, workdir)  # before JAX is imported
@@ -88,6 +90,12 @@ def define_flags(values: flags.FlagValues) -> None:
         **shared,
     )
     flags.DEFINE_bool(
+        "cache",
+        True,
+        "Whether compiled programs are kept in the user's cache folder; --no-cache: they are not.",
+        **shared,
+    )
+    flags.DEFINE_bool(
         "distributed",
         False,
         "Whether this is one of several processes that train together: see docs/devices.md.",
@@ -110,6 +118,7 @@ def main(argv: Sequence[str]) -> None:
         f"--config={found(arg.removeprefix('--config='))}" if arg.startswith("--config=") else arg
         for arg in argv
     ]
+    sys.argv = ["--nocache" if arg == "--no-cache" else arg for arg in sys.argv]  # as absl has it
     command_line.speak_anywhere()
     command_line.leave_on_interrupt()
     app.run(_main, flags_parser=lambda argv: command_line.parse(argv, define_flags))
