@@ -85,3 +85,15 @@ def test_an_array_that_is_missing_is_named(command, tmp_path):
     assert "has no array" in said
     code, _, said = command("diagnose", tmp_path / "nothing.npz")
     assert (code, "is no .npz file" in said) == (2, True)
+
+
+@pytest.mark.parametrize("of", ["fit", "diagnose"])
+def test_an_archive_cut_short_is_told(command, tmp_path, of):
+    whole = tmp_path / "whole.npz"
+    np.savez(whole, x=np.zeros((20, 3)))
+    for size in (0, 10, 100, whole.stat().st_size - 5):
+        file = tmp_path / "cut.npz"
+        file.write_bytes(whole.read_bytes()[:size])
+        code, _, said = command(of, file)
+        assert code == 2
+        assert f"{file} is no .npz file, or not the whole of one" in said

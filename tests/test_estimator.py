@@ -90,7 +90,7 @@ def test_it_is_kept_in_a_file(fitted, tmp_path):
     )  # fmt: skip
     assert again.get_params() == vae.get_params()
     (tmp_path / "other.npz").write_bytes(b"nothing")
-    with pytest.raises(InputError, match=r"other.npz is not what BalancedVAE.save writes"):
+    with pytest.raises(InputError, match=r"other.npz is no .npz file, or not the whole"):
         load(tmp_path / "other.npz")
 
 

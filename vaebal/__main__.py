@@ -83,13 +83,12 @@ def _diagnose_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _diagnose(given: argparse.Namespace) -> None:
-    import numpy as np
+    from vaebal.estimator.rows import from_archive
 
     path = Path(given.outputs)
     if not path.is_file() or path.suffix != ".npz":
         raise InputError(f"{path} is no .npz file: write one with np.savez(path, x=x, x_hat=...).")
-    with np.load(path) as arrays:
-        held = dict(arrays)
+    held = from_archive(path)
     missing = {"x", "x_hat", "mean"} - held.keys() or (
         {"log_var"} - held.keys() if "variance" not in held else set()
     )

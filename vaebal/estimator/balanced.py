@@ -307,11 +307,10 @@ def load(path: str | Path) -> BalancedVAE:
       InputError: it is not there, or no such file.
     """
     path = Path(path).expanduser()
+    held = rows_of.from_archive(path)
     try:
-        with np.load(path) as arrays:
-            held = dict(arrays)
         about = json.loads(str(held["about"]))
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (ValueError, KeyError) as error:
         raise InputError(f"{path} is not what BalancedVAE.save writes ({error}).") from error
     if about["format"] != FORMAT:
         raise InputError(f"{path} has format {about['format']}: this version reads {FORMAT}.")

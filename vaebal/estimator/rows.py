@@ -1,5 +1,6 @@
 """Anybody's data as rows [N, D]: arrays and files in, one scale out and back."""
 
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,14 +49,27 @@ def read(path: str | Path, resolution: int = 64) -> np.ndarray:
         raise InputError(f"{path} cannot be read as {path.suffix} ({error}).") from error
 
 
+def from_archive(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file.
+
+    Raises:
+      InputError: it is none, or cut short.
+    """
+    try:
+        with path.open("rb") as file, np.load(file) as arrays:
+            return dict(arrays)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}).") from error
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is no .npz file, or not the whole of one.") from error
+
+
 def _from_npz(path: Path) -> np.ndarray:
-    with np.load(path) as arrays:
-        named = [name for name in ("x", "X") if name in arrays]
-        if not named and len(arrays.files) != 1:
-            raise InputError(
-                f"{path} holds the arrays {', '.join(arrays.files)}: name the one to fit 'x'."
-            )
-        return arrays[named[0] if named else arrays.files[0]]
+    arrays = from_archive(path)
+    named = [name for name in ("x", "X") if name in arrays]
+    if not named and len(arrays) != 1:
+        raise InputError(f"{path} holds the arrays {', '.join(arrays)}: name the one to fit 'x'.")
+    return arrays[named[0] if named else next(iter(arrays))]
 
 
 def _from_csv(path: Path) -> np.ndarray:

@@ -23,7 +23,13 @@ from vaebal.experiments.report import Row
 from vaebal.training import Program, State, Streamed, devices, fit, member_params
 from vaebal.training.checkpoints import Checkpoints
 from vaebal.training.progress import Progress
-from vaebal.training.workdir import load_arrays, read_json, save_arrays, write_atomically
+from vaebal.training.workdir import (
+    load_arrays,
+    read_json,
+    read_json_lines,
+    save_arrays,
+    write_atomically,
+)
 
 # Below this many parameters a training step is mostly overhead on a CPU, which stacked
 # members share; above, one member's matrix products fill the cores and stacking only
@@ -121,8 +127,7 @@ class Cells:
 
     def history(self, cell: Cell) -> list[dict[str, float]]:
         """Metrics at every chunk's end, up to the last checkpoint."""
-        file = self.folder(cell) / "history.jsonl"
-        return list(map(json.loads, file.read_text().splitlines())) if file.exists() else []
+        return read_json_lines(self.folder(cell) / "history.jsonl")
 
 
 class _Histories:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vaebal.experiments.report import Row
-from vaebal.training.workdir import write_atomically
+from vaebal.training.workdir import read_json, write_atomically
 
 
 def finished(path: Path, beat: str, name: str, make: Callable[[], list[Row]]) -> list[Row]:
@@ -23,4 +23,4 @@ def finished(path: Path, beat: str, name: str, make: Callable[[], list[Row]]) ->
             row["seconds"] = seconds / len(rows)
         write_atomically(file, json.dumps(rows, indent=1) + "\n")
         print(f"{beat}{name}: {seconds:.1f} s", flush=True)
-    return json.loads(file.read_text())
+    return read_json(file)

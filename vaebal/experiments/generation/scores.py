@@ -30,7 +30,7 @@ from vaebal.measures.ndb import Bins, ndb_bins, ndb_compare
 from vaebal.models import prior_samples
 from vaebal.streams import stream
 from vaebal.training import devices
-from vaebal.training.workdir import save_arrays, write_atomically
+from vaebal.training.workdir import read_json, save_arrays, write_atomically
 
 INTERPOLATIONS, POINTS = 4, 9  # pairs of test images, and images on the way
 
@@ -270,7 +270,7 @@ def _evaluated(
         if devices.is_writer():
             write_atomically(path, json.dumps(evaluate(devices.local(loaded)), indent=1) + "\n")
         devices.agreed(True)  # all wait until it is written
-    return json.loads(path.read_text())
+    return read_json(path)
 
 
 def evaluate_images(session: Session, scorer: Scorer) -> list[dict[str, Any]]:
