@@ -90,6 +90,38 @@ for name, shard in (("whole", False), ("split", True)):
 """
 
 
+ON_CORES = """
+import sys
+from pathlib import Path
+import jax, numpy as np
+from small_run import small_program
+from vaebal.training import devices, mesh_for
+from vaebal.training.checkpoints import Checkpoints
+
+jax.config.update("jax_disable_most_optimizations", True)
+jax.config.update("jax_enable_x64", True)
+assert devices.are_cores()
+shapes = [dict(mesh_for(members).shape) for members in (1, 2, 3, 4, 5, 7)]
+assert all(shape["data"] == 1 for shape in shapes)
+assert [shape["member"] for shape in shapes] == [1, 2, 3, 2, 3, 3]
+out, kappas = Path(sys.argv[1]), (5, 4, 3, 2)
+keep = lambda name, tree: np.savez(out / name, *jax.tree.leaves(jax.device_get(tree)))
+one = small_program(True, kappas=kappas, mesh=mesh_for(4, jax.devices()[:1]))
+keep("one", one.run(one.init(), 20))
+uneven = jax.make_mesh((3, 1), ("member", "data"), axis_types=2 * (jax.sharding.AxisType.Auto,))
+state = {}
+for name, mesh in (("two", mesh_for(4)), ("filled", uneven)):  # 2 and 2; 2, 1 and one filled up
+    program = small_program(True, kappas=kappas, mesh=mesh)
+    with Checkpoints(out / name) as checkpoints:
+        checkpoints.save(10, program.run(program.init(), 10)[0])
+    state[name] = program
+for name, other in (("two", "filled"), ("filled", "two")):
+    with Checkpoints(out / other) as checkpoints:
+        _, half = checkpoints.restore_latest(state[name].state_shapes)
+    keep(name, state[name].run(half, 10))
+"""
+
+
 def load(file: Path) -> list[np.ndarray]:
     with np.load(file) as arrays:
         return list(arrays.values())
@@ -121,6 +153,19 @@ def test_eight_devices_equal_one_over_200_steps_in_float64(ends):
     one = load(ends / "f64_one.npz")
     assert one[0].tolist() == [201, 201]
     assert_close(load(ends / "f64_eight.npz"), one, 1e-12)
+
+
+def test_a_stack_on_the_cores_of_a_cpu_is_that_on_one_also_where_it_comes_out_uneven(tmp_path):
+    """Four members on two and on three of three cores, one going on where the other was saved."""
+    cores = {k: v for k, v in environment(1).items() if k != "XLA_FLAGS"}
+    subprocess.run(
+        [sys.executable, "-c", ON_CORES, str(tmp_path)],
+        env=cores | {"JAX_NUM_CPU_DEVICES": "3"}, check=True, timeout=600,
+    )  # fmt: skip
+    one = load(tmp_path / "one.npz")
+    assert one[0].tolist() == [60, 60, 60, 60]
+    for name in ("two", "filled"):
+        assert_close(load(tmp_path / f"{name}.npz"), one, 1e-12)
 
 
 @pytest.mark.slow

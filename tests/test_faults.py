@@ -114,7 +114,7 @@ def test_a_notice_during_the_last_save_of_members_that_all_stopped_is_not_forgot
     small, tmp_path, monkeypatch
 ):
     """Their training ends before the last epoch."""
-    members = jax.device_get(small.members)
+    members = jax.device_get(small._members)
     spoiled = members._replace(gamma=np.full_like(members.gamma, np.nan))
     none = small.on(spoiled, small.rows, given=small._given)
     save = Checkpoints.save

@@ -250,7 +250,7 @@ def test_every_config_can_be_meant(module, variant):
         ("wae.weight", -1.0, "wae.weight=-1.0 must be 0 or"),
         ("vae_plus.gamma", 0.0, "vae_plus.gamma=0.0 must be a finite number above 0"),
         ("vae.layers", 1, "vae.layers=1 must be an integer of at least 2"),
-        ("train.batch_size", 2000, "train.batch_size=2000 must be at most the 1438"),
+        ("train.batch_size", 2000, "train.batch_size=2000 is larger than the 1438"),
         ("train.seeds", (-1,), "train.seeds"),
         ("eval.bins", (1,), "eval.bins=.* at least 2"),
         ("eval.bins", (2000,), "needs as many training images as bins, and 1000 are used"),

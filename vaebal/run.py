@@ -52,6 +52,8 @@ def _run(argv: Sequence[str]) -> None:
         raise InputError(f"Unexpected argument {argv[1]!r}: fields are set by --config.FIELD=.")
     if flags.FLAGS.cache:
         command_line.keep_compiled()
+    if not flags.FLAGS.distributed:
+        command_line.take_every_core()
     config = flags.FLAGS.config
     workdir = flags.FLAGS.workdir or os.path.join("runs", str(config.get("name")))
     check_config(config, workdir)  # before JAX is imported

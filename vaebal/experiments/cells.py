@@ -20,7 +20,7 @@ from vaebal.data import steps_per_epoch
 from vaebal.errors import Diverged, InputError
 from vaebal.experiments import report
 from vaebal.experiments.report import Row
-from vaebal.training import Program, State, Streamed, devices, fit, member_params
+from vaebal.training import Program, State, Streamed, devices, fit, member_params, mesh_for
 from vaebal.training.checkpoints import Checkpoints
 from vaebal.training.progress import Progress
 from vaebal.training.workdir import (
@@ -123,7 +123,10 @@ class Cells:
             state = saved.restore(self.row(cell)["epochs"], shapes)
         whole = NamedSharding(jax.tree.leaves(shapes)[0].sharding.mesh, PartitionSpec())
         own = jax.jit(lambda state: member_params(state, index), out_shardings=whole)
-        return own(state._replace(opt_state=()))
+        params = own(state._replace(opt_state=()))
+        # Over other cores than the next stack's: to where everything is that no stack has.
+        alone = NamedSharding(mesh_for(1), PartitionSpec())
+        return jax.device_put(params, alone) if devices.are_cores() else params
 
     def history(self, cell: Cell) -> list[dict[str, float]]:
         """Metrics at every chunk's end, up to the last checkpoint."""

@@ -19,6 +19,7 @@ from rich import box
 from rich import table as rich_table
 from rich.console import Console
 
+from vaebal.training import devices
 from vaebal.training.workdir import write_atomically
 
 Row = dict[str, Any]
@@ -74,6 +75,8 @@ def versions() -> dict[str, str]:
 
 def device() -> str:
     """What they were made on: "1 × cpu (cpu)"."""
+    if devices.are_cores():
+        return f"{jax.device_count()} CPU cores, stacked runs spread over them"
     return f"{jax.device_count()} × {jax.devices()[0].device_kind} ({jax.default_backend()})"
 
 

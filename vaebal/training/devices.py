@@ -54,6 +54,13 @@ def is_writer() -> bool:
     return jax.process_index() == 0
 
 
+def are_cores() -> bool:
+    """Whether JAX's devices are the cores of this CPU, one each, as `vaebal run` has it there."""
+    cores = jax.config.jax_num_cpu_devices
+    alone = jax.process_count() == 1
+    return alone and jax.default_backend() == "cpu" and 1 < cores == jax.device_count()
+
+
 def agreed(value: bool) -> bool:
     """The first process's `value`, in every process; all wait here for it.
 

@@ -20,7 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vaebal.data import epoch_order, steps_per_epoch
 from vaebal.data.feeding import Feeder
-from vaebal.training.devices import place
+from vaebal.training.devices import are_cores, place
 from vaebal.training.optimiser import Optimisation
 from vaebal.training.step import At, Member, Objective, Rule, State, init_state, train_step
 
@@ -41,21 +41,40 @@ def mesh_for(members: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
 
     Members need no word from each other, so they come first: a stack is spread over the greatest
     common divisor of its size and the devices' number, and the devices that this leaves to every
-    part of it share each batch.
+    part of it share each batch. Where the devices are the cores of one CPU, batches are shared by
+    none, as operations are by all cores anyhow; a stack is spread over as many as give the largest
+    part of it the least, and where that does not come out even the last parts are filled up.
     """
-    devices = jax.devices() if devices is None else devices
-    spread = math.gcd(members, len(devices))
+    if devices is None and are_cores():
+        rounds = -(-members // jax.device_count())
+        devices = jax.devices()[: -(-members // rounds)]
+        spread = len(devices)
+    else:
+        devices = jax.devices() if devices is None else devices
+        spread = math.gcd(members, len(devices))
     return jax.make_mesh(
         (spread, len(devices) // spread), ("member", "data"),
         axis_types=(AxisType.Auto, AxisType.Auto), devices=devices,
     )  # fmt: skip
 
 
+def _filled(tree: Any, parts: int) -> Any:
+    """[M, ...] with its last entry again, until `parts` divides M."""
+
+    def one(leaf):
+        missing = -len(leaf) % parts
+        joined = np.concatenate if isinstance(leaf, np.ndarray) else jnp.concatenate
+        return joined([leaf, *missing * [leaf[-1:]]]) if missing else leaf
+
+    return jax.tree.map(one, tree)
+
+
 def placed(shapes: Any, mesh: Mesh, split: bool) -> Any:
     """Stacked states' shapes [M, ...], with where they lie on a mesh of `mesh_for`.
 
-    Each device holds its own members. If `split`, it holds only a part of their larger leaves,
-    cut along the longest axis that the data axis divides (fully sharded data parallelism).
+    Each device holds its own members, or all where the devices do not divide them. If `split`, it
+    holds only a part of their larger leaves, cut along the longest axis that the data axis divides
+    (fully sharded data parallelism).
 
     Args:
       shapes: a tree of arrays or jax.ShapeDtypeStruct.
@@ -66,7 +85,8 @@ def placed(shapes: Any, mesh: Mesh, split: bool) -> Any:
     parts = mesh.shape["data"]
 
     def one(leaf) -> jax.ShapeDtypeStruct:
-        axes: list[str | None] = ["member", *(None for _ in leaf.shape[1:])]
+        spread = "member" if leaf.shape[0] % mesh.shape["member"] == 0 else None
+        axes: list[str | None] = [spread, *(None for _ in leaf.shape[1:])]
         cuts = [axis for axis in range(1, leaf.ndim) if leaf.shape[axis] % parts == 0]
         if split and cuts and math.prod(leaf.shape[1:]) >= WHOLE_BELOW:
             axes[max(cuts, key=lambda axis: leaf.shape[axis])] = "data"
@@ -116,7 +136,6 @@ class _Compiled:
     In several processes every call is made by all of them, with the same members and rows.
 
     Attributes:
-      members: of arrays [M].
       state_shapes: of the stacked states, with shardings.
       compile_seconds: what compiling took.
     """
@@ -132,14 +151,12 @@ class _Compiled:
 
     def _compile_init(self) -> None:
         whole = (self._objective, self._settings, self._rule)
-        self.state_shapes = state_shapes(
-            *whole, self.members, self._given, mesh=self._mesh, split=self._split
-        )
+        own = lambda tree: jax.tree.map(lambda leaf: leaf[: self._size], tree)  # noqa: E731
+        init = lambda members, given: own(_init(*whole, members, given))  # noqa: E731
+        shapes = jax.eval_shape(init, self._members, self._given)
+        self.state_shapes = placed(shapes, self._mesh, self._split)
         self._shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state_shapes)
-        self._init = _compiled(
-            lambda members, given: _init(*whole, members, given),
-            self.members, self._given, out_shardings=self._shardings,
-        )  # fmt: skip
+        self._init = _compiled(init, self._members, self._given, out_shardings=self._shardings)
 
     def _stepped(self, member: Member, tallied: Tallied, batch: Any, given: Any) -> Tallied:
         """A step, with its statistics added."""
@@ -184,7 +201,7 @@ class _Compiled:
 
     def init(self) -> State:
         """Every member's state at step 0, stacked [M, ...]."""
-        return self._init(self.members, self._given)
+        return self._init(self._members, self._given)
 
 
 def _joined(rows: Any, own: Any) -> Any:
@@ -250,8 +267,9 @@ class Program(_Compiled):
         start = time.perf_counter()
         self._compile_init()
         self._run = _compiled(
-            self._epochs, self.members, self.state_shapes, self.rows, self._given, self._own,
-            self._count(1), donate_argnums=1, out_shardings=(self._shardings, self._whole),
+            self._epochs, self._members, self.state_shapes, self.rows, self._given, self._own,
+            self._count(1), out_shardings=(self._shardings, self._whole),
+            donate_argnums=() if self._size % self._mesh.shape["member"] else 1,
         )  # fmt: skip
         self.compile_seconds = time.perf_counter() - start
 
@@ -277,7 +295,10 @@ class Program(_Compiled):
             tallied = jax.lax.fori_loop(0, epochs, epoch, (state, none))
             return tallied[0], self._told(member, tallied, steps, probe, given)
 
-        return jax.vmap(one, spmd_axis_name="member")(members, state, given, own)
+        state = _filled(state, self._mesh.shape["member"])
+        state = jax.lax.with_sharding_constraint(state, self._by_member)
+        ended = jax.vmap(one, spmd_axis_name="member")(members, state, given, own)
+        return jax.tree.map(lambda leaf: leaf[: self._size], ended)
 
     def on(self, members: Member, rows: Any, *, given: Any = (), own: Any = ()) -> "Program":
         """The same compiled program for other members and rows of the same shapes."""
@@ -289,15 +310,15 @@ class Program(_Compiled):
         size = _examples(rows, own)
         if size < self._batch_size:
             raise ValueError(f"{size} rows make no batch of {self._batch_size}: lower batch_size.")
-        self.members = place(members, self._by_member)
-        self.rows = place(rows, self._whole)
-        self._given, self._own = place((given, own), self._by_member)
+        self._size, self.rows = len(members.seed), place(rows, self._whole)
+        each = _filled((members, given, own), self._mesh.shape["member"])
+        self._members, self._given, self._own = place(each, self._by_member)
 
     def run(self, state: State, epochs: int) -> tuple[State, Metrics]:
         """`epochs` epochs; `state` is donated. Metrics [M] are those of the last epoch."""
         count = self._count(epochs)
         with jax.transfer_guard("disallow"):
-            return self._run(self.members, state, self.rows, self._given, self._own, count)
+            return self._run(self._members, state, self.rows, self._given, self._own, count)
 
     def memory(self) -> int:
         """Bytes that `run` takes on a device: rows, states, and scratch."""
@@ -343,7 +364,7 @@ class Streamed(_Compiled):
         start = time.perf_counter()
         self._compile_init()
         whole = self._whole
-        shapes = jax.eval_shape(begin, self.members, self.state_shapes, self._probe, self._given)
+        shapes = jax.eval_shape(begin, self._members, self.state_shapes, self._probe, self._given)
         zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
         sums = self._no_sums = place(zeros, whole)
         chunk = jax.ShapeDtypeStruct(
@@ -351,11 +372,11 @@ class Streamed(_Compiled):
             sharding=self._by_example_of_chunk,
         )  # fmt: skip
         self._advance = _compiled(
-            self._chunk, self.members, self.state_shapes, sums, chunk, self._given, self._count(1),
+            self._chunk, self._members, self.state_shapes, sums, chunk, self._given, self._count(1),
             donate_argnums=1, out_shardings=(self._shardings, whole),
         )  # fmt: skip
         self._finish = _compiled(
-            self._finished, self.members, self.state_shapes, sums, self._probe, self._given,
+            self._finished, self._members, self.state_shapes, sums, self._probe, self._given,
             out_shardings=whole,
         )  # fmt: skip
         self.compile_seconds = time.perf_counter() - start
@@ -388,7 +409,8 @@ class Streamed(_Compiled):
 
     def _place(self, members: Member, rows: np.ndarray, given: Any) -> None:
         self._seeds = np.asarray(members.seed).tolist()
-        self.members, self.rows = place(members, self._whole), rows
+        self._size, self.rows = len(self._seeds), rows
+        self._members = place(members, self._whole)
         self._probe, self._given = place((rows[: self._batch_size], given), self._whole)
 
     def run(self, state: State, epochs: int) -> tuple[State, Metrics]:
@@ -411,10 +433,10 @@ class Streamed(_Compiled):
                 )
                 count = min(left, self._chunk_steps)
                 state, sums = self._advance(
-                    self.members, state, sums, chunk, self._given, self._count(count)
+                    self._members, state, sums, chunk, self._given, self._count(count)
                 )
                 left -= count
                 # Not more than the next chunk waits on the device while this one is trained on.
                 jax.block_until_ready(before)
                 before = sums
-            return state, self._finish(self.members, state, sums, self._probe, self._given)
+            return state, self._finish(self._members, state, sums, self._probe, self._given)

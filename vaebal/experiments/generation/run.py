@@ -6,8 +6,6 @@
 import functools
 from typing import Any
 
-import jax
-
 from vaebal.data import ImageSet
 from vaebal.errors import InputError
 from vaebal.experiments import checks, inputs, report
@@ -74,12 +72,8 @@ def check(config: Any) -> None:
 
 def check_against_data(config: Any, images: ImageSet, targets: classifier.Targets | None) -> None:
     """Raises InputError where the config does not fit the data or the devices."""
-    train, settings = len(images.train), config.eval
-    if config.train.batch_size > train or config.train.batch_size % jax.device_count():
-        raise InputError(
-            f"train.batch_size={config.train.batch_size} must be at most the {train} training "
-            f"images of {images.name!r}, and a multiple of the {jax.device_count()} devices."
-        )
+    settings = config.eval
+    checks.batch_size(config, images, members=1)
     reference, samples = counts(config, images)
     if max(settings.bins) > reference:
         raise InputError(
