@@ -22,10 +22,14 @@ from vaebal.experiments.gamma import run as gamma
 from vaebal.measures.factors import factor_r2, factor_shares
 from vaebal.models import init_params, prior_samples
 from vaebal.streams import stream
-from vaebal.training import Optimisation, gaussian_vae
+from vaebal.training import Optimisation, gaussian_vae, state_shapes
+from vaebal.training.checkpoints import Checkpoints
 from vaebal.training.step import init_state
 
-ARMS = ("adaptive", "fixed at adaptive", "learned 1e-2", "adam 1e-2", "annealed 1.0 to adaptive")
+ARMS = (
+    *("adaptive", "fixed at adaptive", "settled after adaptive"),
+    *("learned 1e-2", "adam 1e-2", "annealed 1.0 to adaptive"),
+)
 RANKS, SEEDS, STEPS = (1, 2), (0, 1), 8
 
 
@@ -110,7 +114,7 @@ def test_learned_and_fixed_start_as_the_same_network(finished):
     path, _ = finished
     config, cells = tiny(), Cells(path)
     data, found = gamma.Data(config), {arm.name: arm for arm in gamma_arms.arms(config)}
-    programs = gamma.Programs(config, cells, data, found)
+    programs = gamma.Programs(config, cells, data, {})
     run = gamma.Run("adaptive", 2, 1)
     objective = gaussian_vae(gamma.build_model(config, data.of(run).image_shape))
     settings = Optimisation(1e-3, 1e-4, 2, STEPS, 20.0)
@@ -123,6 +127,32 @@ def test_learned_and_fixed_start_as_the_same_network(finished):
     gammas = [float(state.homotopy.log_gamma) for state in states]
     assert gammas[0] > gammas[1] + 0.01
     jax.tree.map(np.testing.assert_array_equal, states[0].weights, states[1].weights)
+
+
+def test_a_settled_run_goes_on_where_its_arm_ended(finished, monkeypatch):
+    """With its weights, latents and gamma, which it then lets go to its closed form."""
+    path, rows = finished
+    config, row_of = tiny(), Cells.row
+    monkeypatch.setattr(Cells, "row", lambda cells, run: row_of(cells, run) | {"open": 3})
+    images = gamma.inputs.open_data(config, 2, 1)
+    cells, data = Cells(path), gamma.Data(config, {(2, 1): images})
+    groups = gamma.groups_of(config, gamma_arms.arms(config), RANKS, alone=False)
+    programs = gamma.Programs(config, cells, data, groups)
+    run = gamma.Run("settled after adaptive", 2, 1)
+    start = jax.device_get(programs.of([run, run._replace(seed=0)]).init())
+    name, before = next((n, g) for n, g in groups.items() if run._replace(arm="adaptive") in g)
+    with Checkpoints(path / "checkpoints" / name) as checkpoints:
+        shapes = state_shapes(*programs._recipe(before))
+        end = jax.device_get(checkpoints.restore(2, shapes))
+    index = before.index(run._replace(arm="adaptive"))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(a[0], b[index]), start.weights, end.weights
+    )
+    assert start.homotopy.open[0] == 3
+    assert np.exp(start.homotopy.log_gamma[0]) == pytest.approx(rows["adaptive", 2, 1]["gamma"])
+    of = lambda arm: rows[arm, 2, 1]  # noqa: E731
+    assert of(run.arm)["gamma"] < of("adaptive")["gamma"]
+    assert of(run.arm)["error_sampled"] < of("adaptive")["error_sampled"]
 
 
 def test_every_training_seed_has_data_of_its_own(finished):
@@ -339,6 +369,7 @@ def test_the_share_of_a_latent_that_one_factor_explains():
         ("adam .5", ("adam", 0.5, "")),
         ("held .2", ("held", 0.2, "")),
         ("annealed 2e-3 to learned 1e-3", ("annealed", 2e-3, "learned 1e-3")),
+        ("settled after adaptive", ("settled", 0.02, "adaptive")),
         ("fixed at annealed 2e-3 to adaptive", ("fixed", 0.0, "annealed 2e-3 to adaptive")),
     ],
 )
@@ -353,6 +384,7 @@ def test_arms_are_read(text, expected):
         *("", "adaptiv", "adaptive 1e-3", "learned", "learned fast", "learned 0", "learned -1e-3"),
         *("learned inf", "learned nan", "learned 1e-3 1e-2", "adam", "annealed 1e-3", "fixed"),
         *("annealed 1e-3 to", "annealed to adaptive", "fixed at", "fixed adaptive", "Adaptive"),
+        *("settled", "settled after", "settled at adaptive"),
     ],
 )
 def test_arms_that_none_spells_are_told(text):
@@ -367,8 +399,9 @@ def test_arms_that_none_spells_are_told(text):
         (("fixed at adaptive", "adaptive"), "'adaptive' is not run before it"),
         (("adaptive", "fixed at learned 1e-3"), "'learned 1e-3' is not run before it"),
         (("annealed 1e-3 to adaptive",), "'adaptive' is not run before it"),
-        (("adaptive", "fixed at adaptive", "fixed at fixed at adaptive"), "no γ of its own"),
-        (("held .1", "annealed 1.0 to held .1"), "no γ of its own"),
+        (("adaptive", "fixed at adaptive", "fixed at fixed at adaptive"), "did not find its γ"),
+        (("held .1", "annealed 1.0 to held .1"), "did not find its γ itself"),
+        (("settled after adaptive", "adaptive"), "'adaptive' is not run before it"),
         (("adaptive", "adaptive"), "none twice"),
         ((), "at least one"),
     ],

@@ -8,7 +8,9 @@ from typing import Any
 from vaebal import homotopy
 from vaebal.errors import InputError
 from vaebal.experiments import checks
+from vaebal.experiments.report import Row
 from vaebal.homotopy import Homotopy
+from vaebal.homotopy.rules import RELEASED_RATE
 from vaebal.training import Member
 
 
@@ -18,10 +20,10 @@ class Arm:
 
     Attributes:
       name: as in the config: "adaptive", "guarded", "learned RATE", "adam RATE", "held GAMMA",
-        "annealed RATE to ARM", "fixed at ARM".
+        "annealed RATE to ARM", "fixed at ARM", "settled after ARM".
       kind: its first word.
       number: nats of log gamma a step, at most, or gamma where it is held; 0 where it is fixed.
-      of: the arm whose final gamma this one ends at; "" for others.
+      of: the arm whose final gamma this one ends at, or that it goes on from; "" for others.
     """
 
     name: str
@@ -45,10 +47,12 @@ def parse(text: str, fastest: float) -> Arm:
             return Arm(text, "annealed", float(rate), " ".join(of))
         case ["fixed", "at", *of] if of:
             return Arm(text, "fixed", 0.0, " ".join(of))
+        case ["settled", "after", *of] if of:
+            return Arm(text, "settled", RELEASED_RATE, " ".join(of))
     raise InputError(
         f"train.arms holds {text!r}: an arm is 'adaptive', 'guarded', 'learned RATE', 'adam "
-        "RATE', 'held GAMMA', 'annealed RATE to ARM' or 'fixed at ARM', with a RATE in nats of "
-        "log γ a step."
+        "RATE', 'held GAMMA', 'annealed RATE to ARM', 'fixed at ARM' or 'settled after ARM', with "
+        "a RATE in nats of log γ a step."
     )
 
 
@@ -68,10 +72,10 @@ def arms(config: Any) -> list[Arm]:
     found: list[Arm] = []
     for text in checks.distinct(config, "train.arms"):
         arm = parse(text, config.train.fastest)
-        if arm.of.startswith(("fixed", "held")):
+        if arm.of.startswith(("fixed", "held", "settled")):
             raise InputError(
-                f"train.arms holds {text!r}: {arm.of!r} has no γ of its own; name the arm that it "
-                "is fixed at."
+                f"train.arms holds {text!r}: {arm.of!r} did not find its γ itself; name the arm "
+                "that it comes from."
             )
         if arm.of and arm.of not in [other.name for other in found]:
             raise InputError(
@@ -124,7 +128,7 @@ def rule(kind: str, config: Any, dim: int, steps: int) -> Any:
     """
     train = config.train
     match kind:
-        case "learned":
+        case "learned" | "settled":
             return _learned
         case "annealed":
             return _annealed
@@ -140,18 +144,21 @@ def rule(kind: str, config: Any, dim: int, steps: int) -> Any:
     return lambda member: homotopy.fixed()  # "fixed", "held": where gamma starts
 
 
-def member(config: Any, arm: Arm, seed: int, gamma_start: float, gamma_of: float) -> Member:
+def member(config: Any, arm: Arm, seed: int, gamma_start: float, of: Row) -> Member:
     """A run's part of its program's inputs.
 
     Args:
       gamma_start: where gamma starts, if the arm says nothing else.
-      gamma_of: the final gamma of the arm `arm.of`; NaN of a run that stopped, where gamma then
-        starts, so that this one stops at once.
+      of: the row of the run of the arm `arm.of`, if there is one. Of a run that stopped it has no
+        gamma: then this one starts at NaN, and stops at once.
     """
-    start, numbers = gamma_start, {"rate": arm.number}
+    start, numbers, latents = gamma_start, {"rate": arm.number}, config.model.latents
+    gamma_of = of.get("gamma", math.nan)
     match arm.kind:
         case "fixed":
             start, numbers = gamma_of, {}
+        case "settled":
+            start, latents = gamma_of, of.get("open", latents)
         case "held":
             start, numbers = arm.number, {}
         case "annealed":
@@ -159,4 +166,4 @@ def member(config: Any, arm: Arm, seed: int, gamma_start: float, gamma_of: float
             start = gamma_of if math.isnan(gamma_of) else start
         case "adaptive" | "guarded":
             numbers |= {"guard": config.train.guard}
-    return Member(seed, config.model.latents, start, rule=numbers)
+    return Member(seed, latents, start, rule=numbers)

@@ -64,7 +64,8 @@ def _train() -> ml_collections.ConfigDict:
     train = ml_collections.ConfigDict()
     # "adaptive" (guarded by the residual's largest variance, released at the end), "guarded"
     # (never released), "learned RATE" (closed form, at most RATE nats of log gamma a step),
-    # "adam RATE", "annealed RATE to ARM", "fixed at ARM", "held GAMMA" (from the start).
+    # "adam RATE", "annealed RATE to ARM", "fixed at ARM", "held GAMMA" (from the start), "settled
+    # after ARM" (as many epochs more, from where that arm ended, with its open latents).
     train.arms = ("adaptive", "fixed at adaptive", "learned 1e-3", "learned 1e-1")
     train.guard = 0.8  # the adaptive gamma stays above so much of the residual's largest variance
     # Steps over which that variance is averaged. gamma never rises again, so of a noisy average the
@@ -82,12 +83,14 @@ def _train() -> ml_collections.ConfigDict:
     train.epochs = 200
     train.batch_size = 100
     train.learning_rate = 3e-3
+    train.settled_learning_rate = 1e-3  # of "settled after ARM"
     train.final_learning_rate = 2e-5
     train.warmup_steps = 200
     train.beta2 = 0.999  # Adam's; nearer to 0 where a spike of the loss ends in overflow
     # The adaptive arm's learning rate is at most sqrt(jitter gamma / D); 0: it is not bound. What
     # Adam's noise makes of a decoder column, |w|^2 ~ D rate^2, then stays so far below gamma.
     train.jitter = 0.0
+    train.weight_decay = 0.0  # AdamW's, of all matrices but the affine skips
     train.clip_norm = 20.0
     train.epochs_per_chunk = 1
     train.epochs_per_checkpoint = 25

@@ -23,6 +23,7 @@ _MARKS = {
     "annealed": ("s", 4, "none", HOLLOW, "prescribed, at this speed"),
     "adaptive": ("*", 10, "none", EDGED, "adaptive homotopy, at its mean speed"),
     "guarded": ("P", 6, "none", EDGED, "guarded to the end, at its mean speed"),
+    "settled": ("D", 4.5, "none", EDGED, "gone on with, at the count found"),
     "fixed": ("x", 5, "none", {}, "γ fixed from scratch"),
     "held": ("v", 5, "none", {}, "γ held at a value"),
 }
@@ -44,8 +45,12 @@ def looks(arms: Iterable[str]) -> dict[str, dict[str, Any]]:
         members = [arm for arm in moving if order.kind(arm) == name]
         for shade, arm in zip(np.linspace(0.3, 1.0, len(members) + 1)[1:], members, strict=True):
             styles[arm] = {"color": plt.get_cmap(hue)(shade), "marker": "o"}
-    still = {"fixed": {"marker": "x", "linestyle": "--"}, "held": {"marker": "v"}}
-    return {arm: styles[order.source(arm)] | still.get(order.kind(arm), {}) for arm in arms}
+    aside = {
+        "fixed": {"marker": "x", "linestyle": "--"},
+        "settled": {"marker": "D", "linestyle": "-."},
+        "held": {"marker": "v"},
+    }
+    return {arm: styles[order.source(arm)] | aside.get(order.kind(arm), {}) for arm in arms}
 
 
 def _legend(figure: plt.Figure, handles: Sequence[Any], height: float = 0.0, most: int = 9) -> None:
@@ -74,24 +79,21 @@ def _ticks(axis: plt.Axes, ticks: Sequence[float]) -> None:
 
 
 def _margin(rows: Sequence[Row]) -> dict[str, float]:
-    """Where the still arms are drawn: right of every speed."""
-    fastest = max(order.speed(row) for row in rows if order.kind(row["arm"]) not in order.STILL)
+    """Where the arms without a speed are drawn: right of every speed."""
+    fastest = max(order.speed(row) for row in rows if order.kind(row["arm"]) not in order.ASIDE)
     return {
-        arm: fastest * 5 * 3**index for index, arm in enumerate(order.arms_of(rows, *order.STILL))
+        arm: fastest * 5 * 3**index for index, arm in enumerate(order.arms_of(rows, *order.ASIDE))
     }
 
 
 def _speed_axis(axis: plt.Axes, rows: Sequence[Row], margin: Mapping[str, float]) -> None:
-    """Ticks at prescribed speeds, and at the still arms beyond a line."""
+    """Ticks at prescribed speeds, and at the arms without one beyond a line."""
     rates = sorted(set(map(order.rate, order.arms_of(rows, *order.MOVING))))
     rates = rates or [
-        np.mean([order.speed(row) for row in rows if order.kind(row["arm"]) not in order.STILL])
+        np.mean([order.speed(row) for row in rows if order.kind(row["arm"]) not in order.ASIDE])
     ]
     axis.set_xscale("log")
-    named = [
-        f"γ* of {order.source(arm)}" if order.source(arm) != arm else order.shown(arm)
-        for arm in margin
-    ]
+    named = [order.shown(arm).removeprefix("fixed at ") for arm in margin]
     axis.set_xticks(
         [*rates, *margin.values()], [*(f"{each:.2g}" for each in rates), *named],
         rotation=40, ha="right", rotation_mode="anchor", fontsize=7.5,
@@ -100,7 +102,7 @@ def _speed_axis(axis: plt.Axes, rows: Sequence[Row], margin: Mapping[str, float]
     if margin:
         border = min(margin.values()) / 2.2
         axis.axvline(border, color="0.6", linewidth=0.8)
-        axis.text(border, 1.0, " fixed", transform=axis.get_xaxis_transform(), va="bottom",
+        axis.text(border, 1.0, " no descent", transform=axis.get_xaxis_transform(), va="bottom",
                   color="0.4", fontsize=8)  # fmt: skip
     axis.set_xlabel("speed: nats of log γ a step")
 
@@ -112,7 +114,7 @@ def _plot_over_speed(
     colours: Mapping[int, Any],
     margin: Mapping[str, float],
 ) -> None:
-    """`field` over speed, means with bars from the least seed to the largest; still arms aside."""
+    """`field` over speed: means, bars from the least seed to the largest; ASIDE on the right."""
     for index, (rank, colour) in enumerate(colours.items()):
         # Side by side, so that bars of several r can be told apart.
         dodge = 1.09 ** (index - (len(colours) - 1) / 2)

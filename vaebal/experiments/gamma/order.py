@@ -13,7 +13,8 @@ Key = tuple[str, int, int]  # arm, r, seed
 
 MOVING = ("learned", "adam", "annealed")  # at a speed that the arm says
 STILL = ("fixed", "held")
-KINDS = ("adaptive", "guarded", *MOVING, *STILL)
+ASIDE = ("settled", *STILL)  # with no speed of descent
+KINDS = ("adaptive", "guarded", *MOVING, *ASIDE)
 ACTIVE = "active_0.01"
 
 
@@ -23,8 +24,8 @@ def kind(arm: str) -> str:
 
 
 def source(arm: str) -> str:
-    """The arm whose gamma* `arm` is fixed at; of others itself."""
-    return arm.removeprefix("fixed at ")
+    """The arm whose gamma* `arm` is fixed at, or that it goes on from; of others itself."""
+    return arm.removeprefix("fixed at ").removeprefix("settled after ")
 
 
 def rate(arm: str) -> float:
@@ -33,7 +34,7 @@ def rate(arm: str) -> float:
 
 
 def speed(row: Row) -> float:
-    """Nats of log gamma a step: prescribed, or a guarded run's mean; NaN if gamma stands still."""
+    """Nats of log gamma a step: prescribed, or a guarded run's mean; NaN of those ASIDE."""
     if kind(row["arm"]) in ("adaptive", "guarded"):
         return math.log(row["gamma_start"] / row["gamma"]) / row["steps"]
     return rate(row["arm"])

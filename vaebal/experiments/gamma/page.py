@@ -95,6 +95,7 @@ def protocol(config: Any, rows: Sequence[Row], images: ImageSet) -> dict[str, st
         "own": len({row.get("data_seed") for row in rows}) > 1,
         "adaptive": guarded,
         **{name: guarded and config.train[name] for name in ("slowest", "jitter", "patience")},
+        "decay": config.train.weight_decay,
         **{kind: kind in kinds for kind in order.KINDS if kind != "adaptive"},
     }
     apart = ("summary", "paper")
@@ -113,7 +114,7 @@ def _figures(
 ) -> dict[str, Figure]:
     """Those that the rows have something for, by name."""
     arms, known = order.arms_of(rows), order.of_known_rank(rows)
-    moves = len(arms) > 1 and any(order.kind(arm) not in order.STILL for arm in arms)
+    moves = len(arms) > 1 and any(order.kind(arm) not in order.ASIDE for arm in arms)
     held = [row for row in known if row["active_latents"]]
     names = FACTORS if images.name == "rendered" else [f"{i}" for i in range(1, 13)]
     traversed = {key: each for key, each in pictures.items() if "traversals" in each}

@@ -7,7 +7,6 @@ are its inputs.
 """
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -32,7 +31,16 @@ from vaebal.experiments.gamma.evaluate import draw_pictures, evaluate, largest_v
 from vaebal.models import GaussianVAE, conv_vae, infogan_vae, mlp_vae
 from vaebal.models.nets import ACTIVATIONS, PRODUCTS
 from vaebal.theory.collapse import collapse
-from vaebal.training import Optimisation, Program, State, Streamed, gaussian_vae, stack_members
+from vaebal.training import (
+    Optimisation,
+    Program,
+    State,
+    Streamed,
+    devices,
+    gaussian_vae,
+    stack_members,
+    state_shapes,
+)
 from vaebal.training.progress import Progress
 
 NETWORKS = ("conv", "infogan", "mlp")
@@ -71,10 +79,14 @@ def check(config: Any) -> None:
         *("train.epochs_per_checkpoint", "train.device_bytes", "eval.block", "eval.pictures"),
         *("eval.train_images", "eval.mmd_samples", "train.guard_memory"),
     )
-    checks.positive_numbers(config, "train.learning_rate", "train.clip_norm", "train.fastest")
+    checks.positive_numbers(
+        config, "train.learning_rate", "train.settled_learning_rate", "train.clip_norm",
+        "train.fastest",
+    )  # fmt: skip
     checks.positive_numbers(
         config, "data.noise", "model.gamma", "train.final_learning_rate", "train.warmup_steps",
-        "train.guard", "train.slowest", "train.patience", "train.jitter", zero=True,
+        "train.guard", "train.slowest", "train.patience", "train.jitter", "train.weight_decay",
+        zero=True,
     )  # fmt: skip
     if not 0 < config.train.beta2 < 1:
         raise InputError(f"train.beta2={config.train.beta2!r} must lie between 0 and 1.")
@@ -190,56 +202,75 @@ def data_seed(config: Any, run: Run) -> int:
 class Programs:
     """The compiled programs of one workdir, by kind of arm and shape."""
 
-    def __init__(self, config: Any, cells: Cells, data: Data, found: dict[str, Arm]):
-        self._config, self._cells, self._data, self._arms = config, cells, data, found
+    def __init__(self, config: Any, cells: Cells, data: Data, groups: dict[str, list[Run]]):
+        self._config, self._cells, self._data = config, cells, data
+        self._groups, self._arms = groups, {arm.name: arm for arm in arms(config)}
         self._compiled: dict[tuple, Program | Streamed] = {}
 
     def of(self, runs: Sequence[Run]) -> Program | Streamed:
         """The program of `runs`, all of one kind of arm and one r."""
-        config, train = self._config, self._config.train
         sets = [self._data.of(run) for run in runs]
-        images, kind = sets[0], self._arms[runs[0].arm].kind
-        streamed = streams(config, images)
+        images, split = sets[0], self._config.train.shard_parameters
         if all(other is images for other in sets):
             rows = {"rows": images.train}
         else:
             rows = {"rows": (), "own": np.stack([other.train for other in sets])}
-        rows["given"] = jnp.stack([self._data.mean(run) for run in runs])
-        members = stack_members([self.member(run) for run in runs])
+        objective, settings, moves, members, rows["given"] = self._recipe(runs)
         # What does not depend on the arm's kind: "fixed" and "held" are one.
-        kind = "fixed" if kind == "held" else kind
+        kind = {"held": "fixed"}.get(self._kind(runs), self._kind(runs))
         key = kind, len(runs), images.train.shape, images.decode, "own" in rows
         if key in self._compiled:
             return self._compiled[key].on(members, **rows)
+        program = self._compiled[key] = (Streamed if streams(self._config, images) else Program)(
+            objective, settings, members, batch_size=self._config.train.batch_size, rule=moves,
+            shard_parameters=split, **rows,
+        )  # fmt: skip
+        return program
+
+    def _kind(self, runs: Sequence[Run]) -> str:
+        return self._arms[runs[0].arm].kind
+
+    def _recipe(self, runs: Sequence[Run]) -> tuple:
+        """What a program of `runs` is made of: objective, settings, rule, members and given."""
+        config, train, kind = self._config, self._config.train, self._kind(runs)
+        images = self._data.of(runs[0])
         steps = train.epochs * steps_per_epoch(len(images.train), train.batch_size)
+        settled = kind == "settled"
         settings = Optimisation(
-            learning_rate=train.learning_rate,
+            learning_rate=train.settled_learning_rate if settled else train.learning_rate,
             final_learning_rate=train.final_learning_rate,
             warmup_steps=train.warmup_steps,
             total_steps=steps,
             clip_norm=train.clip_norm,
             beta2=train.beta2,
             jitter=train.jitter if kind in ("adaptive", "guarded") else 0.0,
+            weight_decay=train.weight_decay,
         )
-        build = Streamed if streamed else Program
-        program = build(
-            gaussian_vae(build_model(config, images.image_shape), images.decode),
-            settings,
-            members,
-            batch_size=train.batch_size,
-            rule=rule(kind, config, images.dim, steps),
-            shard_parameters=train.shard_parameters,
-            **rows,
-        )
-        self._compiled[key] = program
-        return program
+        objective = gaussian_vae(build_model(config, images.image_shape), images.decode)
+        if settled:
+            objective = objective._replace(init=lambda member, weights: weights)
+            each = [self._weights(run._replace(arm=self._arms[run.arm].of)) for run in runs]
+        else:
+            each = [self._data.mean(run) for run in runs]
+        given = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+        members = stack_members([self.member(run) for run in runs])
+        return objective, settings, rule(kind, config, images.dim, steps), members, given
+
+    def _weights(self, run: Run) -> Any:
+        """Those that a finished run ended with; zeros of one that stopped."""
+        name, group = next((n, g) for n, g in self._groups.items() if run in g)
+        shapes = state_shapes(*self._recipe(group), split=self._config.train.shard_parameters)
+        if "stopped" in self._cells.row(run):
+            return jax.tree.map(lambda leaf: np.zeros(leaf.shape[1:], leaf.dtype), shapes.weights)
+        params = devices.local(self._cells.params(run, name, group.index(run), shapes))
+        return {name: leaf for name, leaf in params.items() if name != "log_gamma"}
 
     def member(self, run: Run) -> Any:
         """The run's part of the program's inputs."""
         arm = self._arms[run.arm]
         of = self._cells.row(run._replace(arm=arm.of)) if arm.of else {}
         start = self._data.gamma_start(run)
-        return member(self._config, arm, run.seed, start, of.get("gamma", math.nan))
+        return member(self._config, arm, run.seed, start, of)
 
 
 def _mean(images: ImageSet, streamed: bool) -> Any:
@@ -290,8 +321,8 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
     path = inputs.open_run(config, workdir, images)
     found = arms(config)
     data, cells = Data(config, {key: images}), Cells(path)
-    programs = Programs(config, cells, data, {arm.name: arm for arm in found})
     groups = groups_of(config, found, ranks, _alone(config, images))
+    programs = Programs(config, cells, data, groups)
     print(
         f"{config.name}: {sum(map(len, groups.values()))} runs of {config.train.epochs} epochs on "
         f"{images.name} ({len(images.train)} training and {len(images.test)} test images, "
