@@ -159,6 +159,14 @@ class _Histories:
                 write_atomically(self._cells.folder(cell) / "history.jsonl", text)
 
 
+def parameters(model: Any) -> int:
+    """How many a network has that knows its `outputs` and `latents`."""
+    shapes = jax.eval_shape(
+        model.init, jax.random.key(0), np.zeros((1, model.outputs)), np.zeros((1, model.latents))
+    )
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
 def worth_stacking(parameters: int) -> bool:
     """Whether members of so many parameters gain by training in one program here."""
     return jax.default_backend() != "cpu" or parameters < STACK_BELOW_PARAMETERS

@@ -353,12 +353,15 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
 
 
 def _alone(config: Any, images: ImageSet) -> bool:
-    """Whether runs that train together would not fit the device."""
+    """Whether each run trains by itself: together they do not fit the device, or gain nothing."""
     runs = len(config.train.seeds) * len(config.train.arms)
     own = config.data.name in MANIFOLDS and len(config.train.seeds) > 1
     needed = images.train.nbytes * (runs if own else 1)
     # Pixels that are drawn in every batch are drawn by one function for a program.
-    return needed > config.train.device_bytes or (own and hasattr(images.decode, "seed"))
+    if needed > config.train.device_bytes or (own and hasattr(images.decode, "seed")):
+        return True
+    model = build_model(config, images.image_shape)
+    return not runner.worth_stacking(runner.parameters(model))
 
 
 def _evaluate(

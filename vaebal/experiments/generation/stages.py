@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from vaebal import homotopy
 from vaebal.data import ImageSet, mean_image, steps_per_epoch
-from vaebal.experiments.cells import Cells, Schedule, train, worth_stacking
+from vaebal.experiments.cells import Cells, Schedule, parameters, train, worth_stacking
 from vaebal.generation import classifier, stages
 from vaebal.models import conv_vae, init_params, latent_noise, mlp_vae
 from vaebal.models.nets import ACTIVATIONS
@@ -161,7 +161,7 @@ class Session:
         groups: dict[str, list[Stage]] = {}
         seeds = self.config.train.seeds
         for name in pipeline(self.config):
-            stacked = worth_stacking(self._parameters(Stage(name, 0)))
+            stacked = worth_stacking(parameters(self.models[Stage(name, 0).section]))
             for group in [list(seeds)] if stacked else [[seed] for seed in seeds]:
                 called = f"{name}_seed{'-'.join(map(str, group))}"
                 groups[called] = [Stage(name, seed) for seed in group]
@@ -169,14 +169,6 @@ class Session:
             one = Stage("classifier", CLASSIFIER_SEED)
             groups[one.name] = [one]
         return groups
-
-    def _parameters(self, stage: Stage) -> int:
-        model = self.models[stage.section]
-        shapes = jax.eval_shape(
-            model.init, jax.random.key(0), np.zeros((1, model.outputs)),
-            np.zeros((1, model.latents)),
-        )  # fmt: skip
-        return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
     @property
     def path(self) -> Path:

@@ -115,21 +115,14 @@ def build_model(config: Any, dim: int, latents: int, *skips: str) -> GaussianVAE
     )
 
 
-def _parameters(config: Any, dim: int) -> int:
-    model = build_model(config, dim, max(config.model.kappas), "residual+affine")
-    shapes = jax.eval_shape(
-        model.init, jax.random.key(0), np.zeros((1, dim)), np.zeros((1, model.latents))
-    )
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
-
-
 def stack_mode(config: Any, dim: int) -> tuple[str, str]:
     """train.stack, where it is "auto" as decided here; and in words, with the reason if so."""
     mode, why = config.train.stack, ""
     if mode == "auto":
+        largest = build_model(config, dim, max(config.model.kappas), "residual+affine")
         if jax.default_backend() != "cpu":
             mode, why = "all", ": stacked members fill an accelerator"
-        elif runner.worth_stacking(_parameters(config, dim)):
+        elif runner.worth_stacking(runner.parameters(largest)):
             mode, why = "skips", ": a step of so small a net is mostly overhead, which they share"
         else:
             mode, why = "none", ": one member's products fill the cores"
