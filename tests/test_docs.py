@@ -24,6 +24,33 @@ def program_of(page: str) -> str:
     return "\n".join(kept) + "\n"
 
 
+PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_points_at_is_there(page):
+    """Links to files, and to headings of pages; paths of the project in backquotes."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    headings = {page: _anchors(page)}
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target:
+            continue
+        name, _, heading = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        assert file.exists(), target
+        if heading:
+            assert heading in headings.setdefault(file, _anchors(file)), target
+    rooms = "configs|vaebal|tests|results|docs|notebooks"
+    for path in re.findall(rf"`((?:{rooms})/[\w/.-]*)(?::\w+)?`", text):
+        assert (ROOT / path).exists(), path
+
+
+def _anchors(page: Path) -> set[str]:
+    """Of a page's headings, as they are made on GitHub."""
+    told = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in told}
+
+
 def test_every_page_with_a_program_is_run():
     told = {page.name for page in (ROOT / "docs").glob("*.md") if "```python" in page.read_text()}
     assert told == {*PROGRAMS, *RUN_ELSEWHERE}
