@@ -25,4 +25,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.epochs = 30
     config.train.weight_decay = 0.1
     config.train.epochs_per_checkpoint = 5
+    config.eval.nll_samples = 50
     return config

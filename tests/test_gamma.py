@@ -43,7 +43,7 @@ def tiny(**changes):
         "train__epochs": 2, "train__batch_size": 16, "train__warmup_steps": 2,
         "train__fastest": 0.5,
         "train__epochs_per_checkpoint": 2, "eval__block": 16, "eval__train_images": 32,
-        "eval__mmd_samples": 32, "eval__pictures": 4,
+        "eval__mmd_samples": 32, "eval__pictures": 4, "eval__nll_samples": 64,
     }  # fmt: skip
     for name, value in (settings | changes).items():
         config.update_from_flattened_dict({name.replace("__", "."): value})
@@ -68,6 +68,11 @@ def test_every_run_has_a_whole_row_and_history(finished):
         assert len(row["kl_per_dimension"]) == len(row["variance_per_dimension"]) == 4
         assert row["kl"] == pytest.approx(sum(row["kl_per_dimension"]), rel=1e-5)
         assert len(row["factor_r2"]) == rank
+        assert row["nll"] < row["negative_elbo"]
+        assert 1 <= row["effective_sample_size"] <= 64
+        # Both sets are drawn from one distribution, and eight steps learn nothing by heart.
+        assert 0.5 < row["error_train"] / row["error_mean"] < 2
+        assert row["error_train"] != row["error_mean"]
         folder = path / "runs" / gamma.Run(arm, rank, seed).name
         history = list(map(json.loads, (folder / "history.jsonl").read_text().splitlines()))
         assert [entry["epoch"] for entry in history] == [1, 2]

@@ -27,7 +27,13 @@ def row(arm, rank, seed, active, error, mmd, **changes):
         **numbers,
         **{"data": "rendered", "batch_size": 8, "test_images": 100, "noise": 0.0},
         **{"gamma": 1e-4, "gamma_start": 1.0, "gamma_residual_relative": -0.01},
-        **{"error_mean": error, "negative_elbo": -1000.0 + error, "mmd": mmd, "mmd_active": mmd},
+        **{
+            "error_mean": error,
+            "error_train": 0.9 * error,
+            "negative_elbo": -1000.0 + error,
+            "mmd": mmd,
+            "mmd_active": mmd,
+        },
         **{"active_0.01": float(active), "informative": active, "residual_over_gamma": 0.5},
         **{"factor_r2": [0.9] * rank, "variance_per_dimension": [0.1] * 20},
         **{"kl_per_dimension": [0.1 * k for k in range(20)], "data_seed": seed},
@@ -113,6 +119,16 @@ def test_our_ratios_are_of_the_same_r_and_seed():
 def test_an_mmd_that_may_be_zero_bounds_the_ratio(learned, fixed, text):
     pair = [row("adaptive", 2, 0, 2, 1.0, mmd, mmd_se=error) for mmd, error in (learned, fixed)]
     assert tables.mmd_ratio([tuple(pair)]) == text
+
+
+def test_the_nll_is_shown_where_it_was_measured_beside_both_errors():
+    rows = some_rows()
+    header, body = tables.main_table([each | {"nll": -990.0, "kl": 1.0} for each in rows])
+    assert {line[header.index("NLL ≤")] for line in body} == {"−990.0 ± 0.0"}
+    assert "NLL ≤" not in tables.main_table(rows)[0]
+    errors = [line[header.index("Rec. Err.") :][:2] for line in body]
+    assert all(float(b.split()[0]) == pytest.approx(0.9 * float(a.split()[0]), rel=0.01)
+               for a, b in errors)  # fmt: skip
 
 
 def test_runs_with_exactly_r_are_counted():

@@ -53,6 +53,7 @@ def evaluate(
     estimates = {
         "error_mean": evaluation.mean_estimate(test.squared_error_mean),
         "error_sampled": evaluation.mean_estimate(test.squared_error_sampled),
+        "error_train": evaluation.mean_estimate(train.squared_error_mean),
         "negative_elbo": evaluation.mean_estimate(test.negative_elbo),
         "gamma_residual_train": residual,
         "active_0.01": evaluation.active_units(test.mean),
@@ -60,6 +61,13 @@ def evaluate(
         "mmd": whole,
         "mmd_active": used,
     }
+    about: dict[str, Any] = {}
+    if config.eval.nll_samples:
+        nll, effective = evaluation.importance_weighted_nll(
+            model, params, jnp.asarray(images.test), samples=config.eval.nll_samples, **options
+        )
+        estimates["nll"] = evaluation.mean_estimate(nll)
+        about["effective_sample_size"] = float(np.median(effective))
     row: dict[str, Any] = {"gamma": gamma}
     for name, (value, error) in estimates.items():
         row[name], row[f"{name}_se"] = float(value), float(error)
@@ -70,17 +78,22 @@ def evaluate(
             test.mean[:, active], images.test_factors,
         )  # fmt: skip
         shares = factor_shares(test.mean, images.test_factors).tolist()
-    return row | {
-        "gamma_residual_relative": float(residual.value / gamma),
-        "kl": float(test.kl.sum()),
-        "active_latents": np.flatnonzero(active).tolist(),
-        "informative": int((test.variance < 0.5).sum()),
-        "residual_over_gamma": residual_variance(model, params, images, config.eval.block) / gamma,
-        "factor_r2": factors,
-        "factor_shares": shares,
-        "kl_per_dimension": test.kl.tolist(),
-        "variance_per_dimension": test.variance.tolist(),
-    }
+    return (
+        row
+        | about
+        | {
+            "gamma_residual_relative": float(residual.value / gamma),
+            "kl": float(test.kl.sum()),
+            "active_latents": np.flatnonzero(active).tolist(),
+            "informative": int((test.variance < 0.5).sum()),
+            "residual_over_gamma": residual_variance(model, params, images, config.eval.block)
+            / gamma,
+            "factor_r2": factors,
+            "factor_shares": shares,
+            "kl_per_dimension": test.kl.tolist(),
+            "variance_per_dimension": test.variance.tolist(),
+        }
+    )
 
 
 def residual_variance(

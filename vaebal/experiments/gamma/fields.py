@@ -31,6 +31,7 @@ def defaults(name: str) -> ml_collections.ConfigDict:
     config.eval.block = 500  # images evaluated at a time
     config.eval.train_images = 5_000  # on which gamma's residual is measured
     config.eval.mmd_samples = 2_000
+    config.eval.nll_samples = 0  # S of the importance-weighted NLL; 0: it is not measured
     config.eval.pictures = 12
     return config
 
@@ -141,4 +142,5 @@ def celeba(name: str, resolution: int, latents: int, quick: bool) -> ml_collecti
         config.train.epochs = 2
         config.train.epochs_per_checkpoint = 1
         config.eval.mmd_samples = 2_000
+    config.eval.nll_samples = 0  # S of the importance-weighted NLL; 0: it is not measured
     return config

@@ -83,6 +83,7 @@ def protocol(config: Any, rows: Sequence[Row], images: ImageSet) -> dict[str, st
         floor=config.data.noise**2,
         steps=rows[0]["steps"],
         early=EARLY_PATIENCE,
+        effective=np.median([row.get("effective_sample_size", 0.0) for row in rows]),
         over_seeds=report.over_seeds(sorted(set(column(rows, "seed")))),
         drawn=min(config.eval.mmd_samples, rows[0]["test_images"]),
         largest={n: max(column(rows, f"{n}_se")) for n in ("error_mean", "negative_elbo", "mmd")},
@@ -96,6 +97,7 @@ def protocol(config: Any, rows: Sequence[Row], images: ImageSet) -> dict[str, st
         "adaptive": guarded,
         **{name: guarded and config.train[name] for name in ("slowest", "jitter", "patience")},
         "decay": config.train.weight_decay,
+        "nll": config.eval.nll_samples,
         **{kind: kind in kinds for kind in order.KINDS if kind != "adaptive"},
     }
     apart = ("summary", "paper")

@@ -85,8 +85,8 @@ def check(config: Any) -> None:
     )  # fmt: skip
     checks.positive_numbers(
         config, "data.noise", "model.gamma", "train.final_learning_rate", "train.warmup_steps",
-        "train.guard", "train.slowest", "train.patience", "train.jitter", "train.weight_decay",
-        zero=True,
+        "eval.nll_samples", "train.guard", "train.slowest", "train.patience", "train.jitter",
+        "train.weight_decay", zero=True,
     )  # fmt: skip
     if not 0 < config.train.beta2 < 1:
         raise InputError(f"train.beta2={config.train.beta2!r} must lie between 0 and 1.")

@@ -21,8 +21,18 @@ PAPER = {64: ((60.5, 20.24), (59.6, 69.59)), 128: ((352.8, 93.3), (349.9, 291.8)
 
 def main_table(rows: Sequence[Row]) -> Table:
     """One line for every r and arm, over seeds."""
-    header = ["r", "arm", "γ", "Rec. Err.", "−ELBO", "active > .01", "σ² < ½", "= r"]
-    header += ["MMD²", "MMD² (active)", "factor R²", "residual/γ", "γ off by"]
+    bounded = all("nll" in row for row in rows)
+    header = ["r", "arm", "γ", "Rec. Err.", "in training", "−ELBO", *(["NLL ≤"] if bounded else [])]
+    header += [
+        "active > .01",
+        "σ² < ½",
+        "= r",
+        "MMD²",
+        "MMD² (active)",
+        "factor R²",
+        "residual/γ",
+        "γ off by",
+    ]
     body = []
     for rank in order.ranks_of(rows):
         for arm in order.arms_of(rows_with(rows, rank=rank)):
@@ -33,7 +43,9 @@ def main_table(rows: Sequence[Row]) -> Table:
                 [
                     *(str(rank or "?"), order.shown(arm), scaled(column(seeds, "gamma"))),
                     scaled(column(seeds, "error_mean")),
+                    scaled(column(seeds, "error_train")),
                     with_spread(column(seeds, "negative_elbo"), 1),
+                    *([with_spread(column(seeds, "nll"), 1)] if bounded else []),
                     with_spread(column(seeds, order.ACTIVE), 1),
                     with_spread(column(seeds, "informative"), 1),
                     *(order.count(seeds), scaled(column(seeds, "mmd"))),
