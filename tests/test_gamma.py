@@ -141,7 +141,7 @@ def test_a_settled_run_goes_on_where_its_arm_ended(finished, monkeypatch):
     monkeypatch.setattr(Cells, "row", lambda cells, run: row_of(cells, run) | {"open": 3})
     images = gamma.inputs.open_data(config, 2, 1)
     cells, data = Cells(path), gamma.Data(config, {(2, 1): images})
-    groups = gamma.groups_of(config, gamma_arms.arms(config), RANKS, alone=False)
+    groups = gamma.groups_of(config, gamma_arms.arms(config), RANKS, together="all")
     programs = gamma.Programs(config, cells, data, groups)
     run = gamma.Run("settled after adaptive", 2, 1)
     start = jax.device_get(programs.of([run, run._replace(seed=0)]).init())
@@ -158,6 +158,41 @@ def test_a_settled_run_goes_on_where_its_arm_ended(finished, monkeypatch):
     of = lambda arm: rows[arm, 2, 1]  # noqa: E731
     assert of(run.arm)["gamma"] < of("adaptive")["gamma"]
     assert of(run.arm)["error_sampled"] < of("adaptive")["error_sampled"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "ranks", "expected"),
+    [
+        ({}, 2, "all"),
+        ({}, 1, "all"),
+        ({"train__device_bytes": 64 * 192 * 4 * 12}, 2, "rank"),  # the 12 runs of one r
+        ({"train__device_bytes": 64 * 192 * 4 * 12 - 1}, 2, "none"),
+        ({"model__width": 512}, 2, "none"),  # its products fill the cores
+        ({"data__name": "rendered"}, 2, "all"),
+        ({"data__name": "digits"}, 1, "all"),
+    ],
+)
+def test_runs_train_together_where_they_fit_and_gain_by_it(changes, ranks, expected):
+    config = tiny(**changes)
+    images = gamma.inputs.open_data(config, 1, 0)
+    assert gamma._together(config, images, ranks) == expected
+    groups = gamma.groups_of(config, gamma_arms.arms(config), RANKS[:ranks], expected)
+    runs = [run for group in groups.values() for run in group]
+    assert len(set(runs)) == len(runs) == ranks * len(ARMS) * len(config.train.seeds)
+    kinds = len({arm.split()[0] for arm in ARMS})
+    assert len(groups) == {"all": kinds, "rank": ranks * kinds, "none": len(runs)}[expected]
+
+
+@pytest.mark.parametrize(
+    ("name", "seeds", "expected"),
+    [("rendered", SEEDS, "rank"), ("network", SEEDS, "none"), ("network", (0,), "rank")],
+)
+def test_pixels_drawn_in_every_batch_are_drawn_by_one_function(monkeypatch, name, seeds, expected):
+    """From r factors: runs of two r cannot be stacked, nor those of two random networks."""
+    monkeypatch.setattr("vaebal.data.sets.STORED_BYTES", 0)
+    config = tiny(data__name=name, train__seeds=seeds)
+    images = gamma.inputs.open_data(config, 1, 0)
+    assert gamma._together(config, images, 2) == expected
 
 
 def test_every_training_seed_has_data_of_its_own(finished):

@@ -42,6 +42,7 @@ from vaebal.training import (
     state_shapes,
 )
 from vaebal.training.progress import Progress
+from vaebal.units import to_unit_pixels
 
 NETWORKS = ("conv", "infogan", "mlp")
 
@@ -157,11 +158,16 @@ def _network(config: Any, image_shape: tuple[int, int, int]) -> GaussianVAE:
 
 
 class Data:
-    """The images of one workdir by r and seed; those of the last r asked for are kept."""
+    """The images of one workdir by r and seed; those of the last r asked for are kept, or all."""
 
-    def __init__(self, config: Any, opened: dict[tuple[int, int], ImageSet] | None = None):
+    def __init__(
+        self,
+        config: Any,
+        opened: dict[tuple[int, int], ImageSet] | None = None,
+        keeps_all: bool = False,
+    ):
         """`opened`: images by (r, data seed) that are loaded already."""
-        self._config, self._opened = config, opened or {}
+        self._config, self._opened, self._keeps_all = config, opened or {}, keeps_all
         self._kept: dict[tuple[int, int], tuple[ImageSet, float]] = {}
         self._means: dict[tuple[int, int], Any] = {}
 
@@ -186,7 +192,7 @@ class Data:
     def _of(self, run: Run) -> tuple[ImageSet, float]:
         key = self._key(run)
         if key not in self._kept:
-            if any(rank != run.rank for rank, _ in self._kept):
+            if not self._keeps_all and any(rank != run.rank for rank, _ in self._kept):
                 self._kept.clear()
                 self._means.clear()
             images = self._opened.pop(key, None) or inputs.open_data(self._config, *key)
@@ -208,7 +214,7 @@ class Programs:
         self._compiled: dict[tuple, Program | Streamed] = {}
 
     def of(self, runs: Sequence[Run]) -> Program | Streamed:
-        """The program of `runs`, all of one kind of arm and one r."""
+        """The program of `runs`, all of one kind of arm."""
         sets = [self._data.of(run) for run in runs]
         images, split = sets[0], self._config.train.shard_parameters
         if all(other is images for other in sets):
@@ -280,29 +286,30 @@ def _mean(images: ImageSet, streamed: bool) -> Any:
     return jax.jit(lambda rows: mean_image(rows, images.decode))(images.train)
 
 
-def groups_of(config: Any, found: Sequence[Arm], ranks: Sequence[int], alone: bool) -> dict:
-    """The runs by the name of the group in which they train.
+def groups_of(config: Any, found: Sequence[Arm], ranks: Sequence[int], together: str) -> dict:
+    """The runs by the name of the group in which they train; all are of one kind of arm.
 
     Args:
-      alone: whether every run trains alone.
+      together: what trains in one program: "all", "rank" (those of one r) or "none".
     """
     groups: dict[str, list[Run]] = {}
-    for rank in ranks:
+    for some in [tuple(ranks)] if together == "all" else [(rank,) for rank in ranks]:
         for kind in dict.fromkeys(arm.kind for arm in found):
             runs = [
                 Run(arm.name, rank, seed)
+                for rank in some
                 for arm in found if arm.kind == kind for seed in config.train.seeds
             ]  # fmt: skip
-            for each in [[run] for run in runs] if alone else [runs]:
+            for each in [[run] for run in runs] if together == "none" else [runs]:
                 groups[group_name(each)] = each
     return groups
 
 
 def group_name(runs: Sequence[Run]) -> str:
     """The name of a group's checkpoints."""
-    named = ["-".join(dict.fromkeys(run.arm for run in runs)).replace(" ", "_")]
-    seeds = dict.fromkeys(str(run.seed) for run in runs)
-    return f"{named[0]}_r{runs[0].rank}_seed{'-'.join(seeds)}"
+    each = ("-".join(dict.fromkeys(map(str, values))) for values in zip(*runs, strict=True))
+    named, ranks, seeds = each
+    return f"{named.replace(' ', '_')}_r{ranks}_seed{seeds}"
 
 
 def run(config: Any, workdir: str) -> list[dict[str, Any]]:
@@ -320,8 +327,9 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
     check_against_data(config, images)
     path = inputs.open_run(config, workdir, images)
     found = arms(config)
-    data, cells = Data(config, {key: images}), Cells(path)
-    groups = groups_of(config, found, ranks, _alone(config, images))
+    together, cells = _together(config, images, len(ranks)), Cells(path)
+    data = Data(config, {key: images}, keeps_all=together == "all")
+    groups = groups_of(config, found, ranks, together)
     programs = Programs(config, cells, data, groups)
     print(
         f"{config.name}: {sum(map(len, groups.values()))} runs of {config.train.epochs} epochs on "
@@ -352,16 +360,18 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
     return runner.report_all(rows, fix, write)
 
 
-def _alone(config: Any, images: ImageSet) -> bool:
-    """Whether each run trains by itself: together they do not fit the device, or gain nothing."""
+def _together(config: Any, images: ImageSet, ranks: int) -> str:
+    """What trains in one program, for `groups_of`: as much as the device holds and gains by."""
+    drawn = config.data.name in MANIFOLDS
     runs = len(config.train.seeds) * len(config.train.arms)
-    own = config.data.name in MANIFOLDS and len(config.train.seeds) > 1
-    needed = images.train.nbytes * (runs if own else 1)
-    # Pixels that are drawn in every batch are drawn by one function for a program.
-    if needed > config.train.device_bytes or (own and hasattr(images.decode, "seed")):
-        return True
-    model = build_model(config, images.image_shape)
-    return not runner.worth_stacking(runner.parameters(model))
+    needed = images.train.nbytes * (runs if drawn else 1)
+    # Pixels that are drawn in every batch are drawn by one function for a program, from r factors.
+    stored, one_each = images.decode is to_unit_pixels, hasattr(images.decode, "seed")
+    small = runner.worth_stacking(runner.parameters(build_model(config, images.image_shape)))
+    too_much = needed > config.train.device_bytes
+    if not small or too_much or (one_each and len(config.train.seeds) > 1):
+        return "none"
+    return "all" if stored and ranks * needed <= config.train.device_bytes else "rank"
 
 
 def _evaluate(
