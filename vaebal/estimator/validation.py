@@ -82,16 +82,16 @@ def fitted(of: Known) -> dict[str, Any]:
     }
 
 
-def page(rows: list[dict[str, Any]]) -> str:
-    """table.md."""
+def page(rows: list[dict[str, Any]], sets: int) -> str:
+    """table.md, of those finished of so many sets."""
     exact = [row["dimension"] == row["rank"] for row in rows]
     low, high = stats.binomtest(sum(exact), len(exact)).proportion_ci(method="wilson")
     lines = [
         "# `fit` on data sets of known dimension",
         f"**dimension_ = r in {sum(exact)} of {len(exact)}** (Wilson 95 % interval {low:.2f} to "
-        f"{high:.2f}), with no argument but the data. Seeds {rows[0]['seed']} to "
-        f"{rows[-1]['seed']}, of the data; training seed 0; none was used in tuning (those were "
-        "below 200). Noise is the standard deviation added to every feature; the error is held "
+        f"{high:.2f}), with no argument but the data; {len(rows)} of {sets} sets are done. Seeds of "
+        f"the data {', '.join(str(row['seed']) for row in rows)}; training seed 0; none was used in "
+        "tuning (those were below 200). Noise is the standard deviation added to every feature; the error is held "
         "out, as a share of the variance. Seconds are of a machine that did other work besides.",
         "| data | r | N | D | noise | scale | shift | dimension_ | settled | error | seconds |",
         "| :--- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | :--- | ---: | ---: |",
@@ -122,7 +122,7 @@ def main() -> None:
         row = fitted(known(seed))
         rows = sorted([*rows, row], key=lambda row: row["seed"])
         write_atomically(file, json.dumps(rows, indent=1) + "\n")
-        write_atomically(file.with_name("table.md"), page(rows))
+        write_atomically(file.with_name("table.md"), page(rows, given.sets))
         told = {k: row[k] for k in ("kind", "rank", "examples", "dim", "noise", "dimension")}
         print(*(f"{k} {v}" for k, v in told.items()), f"{row['seconds']:.0f} s", flush=True)
 
