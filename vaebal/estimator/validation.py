@@ -91,9 +91,9 @@ def page(rows: list[dict[str, Any]], sets: int) -> str:
         f"**dimension_ = r in {sum(exact)} of {len(exact)}** (Wilson 95 % interval {low:.2f} to "
         f"{high:.2f}), with no argument but the data; {len(rows)} of {sets} sets are done. Seeds "
         f"of the data: {', '.join(str(row['seed']) for row in rows)}; training seed 0; none was "
-        "used in tuning (those were below 200). Noise is the standard deviation added to every feature; "
-        "the error is held out, as a share of the variance. Seconds are of a machine that did "
-        "other work besides.",
+        "used in tuning (those were below 200). Noise is the standard deviation added to every "
+        "feature; the error is held out, as a share of the variance. Seconds are of a machine that "
+        "did other work besides.",
         "| data | r | N | D | noise | scale | shift | dimension_ | settled | error | seconds |",
         "| :--- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | :--- | ---: | ---: |",
     ]
