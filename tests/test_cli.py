@@ -7,6 +7,8 @@ import pytest
 
 from vaebal import __main__ as cli
 from vaebal import command_line
+from vaebal.errors import InputError
+from vaebal.estimator import rows
 
 
 @pytest.fixture
@@ -85,6 +87,16 @@ def test_an_array_that_is_missing_is_named(command, tmp_path):
     assert "has no array" in said
     code, _, said = command("diagnose", tmp_path / "nothing.npz")
     assert (code, "is no .npz file" in said) == (2, True)
+
+
+def test_only_the_rows_are_read_of_an_archive(tmp_path):
+    """Names beside them, which NumPy keeps as Python objects, are let be."""
+    X = np.arange(6.0).reshape(3, 2)
+    np.savez(tmp_path / "named.npz", x=X, names=np.array(["a", None], object))
+    np.testing.assert_array_equal(rows.read(tmp_path / "named.npz"), X)
+    np.savez(tmp_path / "two.npz", a=X, b=X)
+    with pytest.raises(InputError, match="holds the arrays a, b: name the one to fit 'x'"):
+        rows.read(tmp_path / "two.npz")
 
 
 @pytest.mark.parametrize("of", ["fit", "diagnose"])

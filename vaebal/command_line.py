@@ -168,10 +168,10 @@ def keep_compiled() -> None:
     To be called before JAX is imported. JAX_COMPILATION_CACHE_DIR goes before; where no folder can
     be made there is none. What was compiled for one kind of processor is not shown to another.
     """
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    folder = os.path.join(cache, "vaebal", f"compiled-{_processor():08x}")
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    folder = os.path.join(cache, "vaebal", f"compiled-{_processor():08x}")
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError:

@@ -1,6 +1,7 @@
 """Anybody's data as rows [N, D]: arrays and files in, one scale out and back."""
 
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,27 +50,38 @@ def read(path: str | Path, resolution: int = 64) -> np.ndarray:
         raise InputError(f"{path} cannot be read as {path.suffix} ({error}).") from error
 
 
-def from_archive(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file.
+def from_archive(
+    path: Path, choose: Callable[[list[str]], list[str]] = list
+) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file, of the names that `choose` takes of all; others are not read.
 
     Raises:
-      InputError: it is none, or cut short.
+      InputError: it is none, cut short, or what is read holds Python objects.
     """
     try:
         with path.open("rb") as file, np.load(file) as arrays:
-            return dict(arrays)
+            return {name: arrays[name] for name in choose(arrays.files)}
+    except InputError:  # of `choose`
+        raise
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}).") from error
     except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is no .npz file, or not the whole of one.") from error
+        raise InputError(
+            f"{path} is no .npz file, or not the whole of one; Python objects are not read."
+        ) from error
 
 
 def _from_npz(path: Path) -> np.ndarray:
-    arrays = from_archive(path)
-    named = [name for name in ("x", "X") if name in arrays]
-    if not named and len(arrays) != 1:
-        raise InputError(f"{path} holds the arrays {', '.join(arrays)}: name the one to fit 'x'.")
-    return arrays[named[0] if named else next(iter(arrays))]
+    def the_one(names: list[str]) -> list[str]:
+        named = [name for name in ("x", "X") if name in names]
+        if not named and len(names) != 1:
+            raise InputError(
+                f"{path} holds the arrays {', '.join(names)}: name the one to fit 'x'."
+            )
+        return named[:1] or names
+
+    (rows,) = from_archive(path, the_one).values()
+    return rows
 
 
 def _from_csv(path: Path) -> np.ndarray:

@@ -269,7 +269,7 @@ class Program(_Compiled):
         self._run = _compiled(
             self._epochs, self._members, self.state_shapes, self.rows, self._given, self._own,
             self._count(1), out_shardings=(self._shardings, self._whole),
-            donate_argnums=() if self._size % self._mesh.shape["member"] else 1,
+            donate_argnums=() if self._uneven else 1,
         )  # fmt: skip
         self.compile_seconds = time.perf_counter() - start
 
@@ -295,8 +295,9 @@ class Program(_Compiled):
             tallied = jax.lax.fori_loop(0, epochs, epoch, (state, none))
             return tallied[0], self._told(member, tallied, steps, probe, given)
 
-        state = _filled(state, self._mesh.shape["member"])
-        state = jax.lax.with_sharding_constraint(state, self._by_member)
+        if self._uneven:  # else the state lies as it should, its larger leaves split perhaps
+            state = _filled(state, self._mesh.shape["member"])
+            state = jax.lax.with_sharding_constraint(state, self._by_member)
         ended = jax.vmap(one, spmd_axis_name="member")(members, state, given, own)
         return jax.tree.map(lambda leaf: leaf[: self._size], ended)
 
@@ -313,6 +314,11 @@ class Program(_Compiled):
         self._size, self.rows = len(members.seed), place(rows, self._whole)
         each = _filled((members, given, own), self._mesh.shape["member"])
         self._members, self._given, self._own = place(each, self._by_member)
+
+    @property
+    def _uneven(self) -> bool:
+        """Whether the members are filled up, as the devices do not divide them."""
+        return self._size % self._mesh.shape["member"] > 0
 
     def run(self, state: State, epochs: int) -> tuple[State, Metrics]:
         """`epochs` epochs; `state` is donated. Metrics [M] are those of the last epoch."""
