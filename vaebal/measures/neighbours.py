@@ -22,7 +22,9 @@ class Manifolds(NamedTuple):
 
 
 def _features(name: str, features: np.ndarray) -> np.ndarray:
-    features = np.asarray(features, np.float64)
+    features = np.asarray(features)
+    if features.dtype not in (np.float32, np.float64):
+        features = features.astype(np.float64)
     if features.ndim != 2 or features.size == 0:
         raise ValueError(f"{name} has shape {features.shape}; give [examples, features].")
     if not np.isfinite(features).all():
@@ -54,7 +56,8 @@ def manifolds(real: np.ndarray, samples: np.ndarray, k: int = 5) -> Manifolds:
         )
     if k < 1 or min(len(real), len(samples)) <= k:
         raise ValueError(
-            f"k is {k} for {len(real)} and {len(samples)} examples; give 1 or more, and more of each."
+            f"k is {k} for {len(real)} and {len(samples)} examples; give 1 or more, and more "
+            "examples than that."
         )
     of_real, of_samples = _radii(real, k), _radii(samples, k)
     within = np.zeros(len(samples), int)  # real balls that each sample lies in
@@ -82,27 +85,35 @@ class Copying(NamedTuple):
     held_out: float  # and of a held-out example
 
 
-def copying(train: np.ndarray, held_out: np.ndarray, samples: np.ndarray) -> Copying:
-    """Nearest training examples of samples [M, F] against those of held-out examples [L, F].
-
-    `nearer` is Mann and Whitney's statistic on the distances, ties counted half. Blurred or noisy
-    samples lie farther from everything: a low value is no proof of novelty.
-
-    Args:
-      train: [N, F].
+def nearest(train: np.ndarray, examples: np.ndarray) -> np.ndarray:
+    """The distance of each of the examples [M, F] from the nearest of train [N, F], [M].
 
     Raises:
       ValueError: other shapes, or not finite.
     """
-    sets = {"train": train, "held_out": held_out, "samples": samples}
-    train, held_out, samples = (_features(*item) for item in sets.items())
-    if not train.shape[1] == held_out.shape[1] == samples.shape[1]:
-        raise ValueError("train, held_out and samples differ in their numbers of features.")
-    theirs, ours = (pairwise_distances_argmin_min(x, train)[1] for x in (held_out, samples))
-    smaller = stats.mannwhitneyu(theirs, ours).statistic / (len(theirs) * len(ours))
+    train, examples = _features("train", train), _features("examples", examples)
+    if train.shape[1] != examples.shape[1]:
+        raise ValueError(
+            f"examples has {examples.shape[1]} features and train {train.shape[1]}; "
+            "give equal numbers."
+        )
+    return pairwise_distances_argmin_min(examples, train)[1]
+
+
+def copying(held_out: np.ndarray, samples: np.ndarray) -> Copying:
+    """How near samples lie to the training set, beside held-out examples.
+
+    `nearer` is Mann and Whitney's statistic, ties counted half. Blurred samples lie farther
+    from everything: a low value is no proof of novelty.
+
+    Args:
+      held_out: the distances of held-out examples from it [L], see `nearest`.
+      samples: and of samples, [M].
+    """
     return Copying(
-        nearer=float(smaller),
-        copied=float((ours < np.quantile(theirs, 0.01)).mean()),
-        distance=float(ours.mean()),
-        held_out=float(theirs.mean()),
+        nearer=float(stats.mannwhitneyu(held_out, samples).statistic)
+        / (len(held_out) * len(samples)),
+        copied=float((samples < np.quantile(held_out, 0.01)).mean()),
+        distance=float(np.mean(samples)),
+        held_out=float(np.mean(held_out)),
     )

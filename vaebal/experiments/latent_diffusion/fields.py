@@ -33,8 +33,9 @@ def defaults(name: str) -> ml_collections.ConfigDict:
         del train[unused]
     # "kl WEIGHT": gamma fixed from scratch at the value that public code's KL weight implies;
     # "learned RATE": closed form, at most RATE nats of log gamma a step; "adaptive": latents opened
-    # one by one, then settled; "none": a plain autoencoder.
-    train.arms = ("kl 1e-6", "learned 5e-3", "adaptive", "none")
+    # one by one, then settled; "none": a plain autoencoder. "kl WEIGHT as adaptive" has as many
+    # latents as the adaptive arm of its seed ended with: what the count alone is worth.
+    train.arms = ("kl 1e-6", "learned 5e-3", "adaptive", "none", "kl 1e-6 as adaptive")
     # Of the squared error, summed over pixels in [0, 1], in the loss whose KL weight is meant:
     # |x - x_hat|^2 of pixels in [-1, 1], as there, is 4 times that.
     train.error_weight = 4.0
@@ -44,7 +45,7 @@ def defaults(name: str) -> ml_collections.ConfigDict:
 
     prior = config.prior = ml_collections.ConfigDict()
     prior.kind = "flow"  # or "vae": see `generation.priors`
-    prior.widths = (128, 256, 512)
+    prior.widths = (128, 512)
     prior.blocks = 3
     prior.epochs = (1, 2, 4, 8, 16, 32, 64)  # after which it is judged; the last ends it
     prior.batch_size = 256

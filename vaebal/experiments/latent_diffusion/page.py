@@ -209,9 +209,9 @@ def write(
         seen=sentence(config, rows),
         sections=[
             Section("The prior: FD of samples over its steps", prior_table(config, priors),
-                    [stopped, how["prior"]], drawn[:-1], said=True),
+                    [stopped, how["prior"]], drawn[:-1]),
             Section("The autoencoders", first_table(config, autoencoders), [how["first"]],
-                    said=True, grouped=False),
+                    grouped=False),
             Section("The largest prior's samples", measures_table(config, priors),
                     [how["measures"]], drawn[-1:], grouped=False),
             Section("How", text=[how["data"], how["arms"], took]),

@@ -14,7 +14,7 @@ from vaebal.experiments.report import Row
 from vaebal.generation import classifier
 from vaebal.measures import evaluation
 from vaebal.measures.frechet import Moments, frechet_distance, frechet_estimate
-from vaebal.measures.neighbours import copying, manifolds
+from vaebal.measures.neighbours import copying, manifolds, nearest
 from vaebal.models import latent_noise, prior_samples
 from vaebal.streams import stream
 from vaebal.training import State
@@ -70,6 +70,15 @@ class Scorer:
         """The same, uint8."""
         return self.as_bytes(self.test_rows)
 
+    def nearest(self, images: np.ndarray) -> np.ndarray:
+        """The distance of uint8 images [N, D] from the nearest training image, in pixels."""
+        return nearest(*(np.float32(rows) / 255 for rows in (self.train, images)))
+
+    @functools.cached_property
+    def held_out(self) -> np.ndarray:
+        """The same of test images."""
+        return self.nearest(self.test[:COPIES])
+
     @functools.cached_property
     def reference(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The training images' features, their mean and their covariance."""
@@ -89,9 +98,7 @@ class Scorer:
         fd = frechet_estimate(features, reference, seed=0, parts=self._settings.parts)
         beside = some_indices(len(reference), len(images), "neighbours")
         near = manifolds(reference[beside], features, self._settings.neighbours)
-        few = min(COPIES, self.size)
-        scale = np.float32(255)
-        copied = copying(self.train / scale, self.test[:few] / scale, images[:few] / scale)
+        copied = copying(self.held_out, self.nearest(images[: len(self.held_out)]))
         return {
             "fd_se": fd.error, "fd_extrapolated": fd.extrapolated, "fd_warning": fd.warning,
             **near._asdict(), **{f"copying_{k}": v for k, v in copied._asdict().items()},

@@ -83,13 +83,14 @@ def numbers(config: Any, arm: str) -> dict[str, float]:
     match arm.split():
         case ["none"]:
             return {"rate": FASTEST, "variational": 0.0}
-        case ["kl", number] if _positive(number):
+        case ["kl", number, *words] if words in ([], ["as", "adaptive"]) and _positive(number):
             gamma = implied_gamma(float(number), factor=config.train.error_weight)
             return {"rate": 0.0, "variational": 1.0, "gamma": gamma}
         case ["learned", number] if _positive(number):
             return {"rate": float(number), "variational": 1.0}
     raise InputError(
-        f"train.arms holds {arm!r}: an arm is 'kl WEIGHT', 'learned RATE', 'adaptive' or 'none'."
+        f"train.arms holds {arm!r}: an arm is 'kl WEIGHT', 'kl WEIGHT as adaptive', "
+        "'learned RATE', 'adaptive' or 'none'."
     )
 
 
@@ -124,9 +125,9 @@ class Session:
     def _groups(self) -> dict[str, list]:
         config, groups = self.config, {CLASSIFIER.name: [CLASSIFIER]}
         others = [arm for arm in config.train.arms if arm != "adaptive"]
-        kinds = {"plain": others, OPENING: [OPENING], "adaptive": ["adaptive"]}
-        if "adaptive" not in config.train.arms:
-            kinds = {"plain": others}
+        kinds = {"plain": others}
+        if "adaptive" in config.train.arms:
+            kinds = {OPENING: [OPENING], "adaptive": ["adaptive"], **kinds}
         together = worth_stacking(parameters(self.model))
         for kind, of_kind in kinds.items():
             some = [First(arm, seed) for arm in of_kind for seed in config.train.seeds]
@@ -262,8 +263,10 @@ class Session:
             of = {} if opening else self.cells.row(cell._replace(arm=OPENING))
             return gamma_arms.member(config, arm, cell.seed, self.variance, of)
         given = numbers(config, cell.arm)
-        gamma = given.pop("gamma", self.variance)
-        return Member(cell.seed, config.model.latents, gamma, rule=given)
+        gamma, latents = given.pop("gamma", self.variance), config.model.latents
+        if cell.arm.endswith("adaptive"):
+            latents = self.cells.row(First(OPENING, cell.seed)).get("open", latents)
+        return Member(cell.seed, latents, gamma, rule=given)
 
     def _prior_recipe(self, group: Sequence[Prior]) -> tuple:
         settings = self.config.prior
@@ -295,7 +298,7 @@ class Session:
         return params
 
     def _closed(self, cell: First, params: Any) -> Any:
-        if cell.arm != "adaptive":
+        if not cell.arm.endswith("adaptive"):
             return params
         for latent in range(int(self.member(cell).latents), self.model.latents):
             params = collapse(jax.tree.map(jnp.asarray, params), latent)
@@ -418,6 +421,11 @@ def check(config: Any) -> None:
     checks.one_of(config, "prior.kind", tuple(priors.KINDS))
     checks.one_of(config, "model.network", ("mlp", "conv"))
     checks.one_of(config, "model.activation", tuple(ACTIVATIONS))
+    for arm in config.train.arms:
+        if arm.endswith("as adaptive") and "adaptive" not in config.train.arms:
+            raise InputError(
+                f"train.arms holds {arm!r}, and no 'adaptive' to count latents: add it."
+            )
     if "adaptive" in config.train.arms and config.train.adaptive_epochs >= config.train.epochs:
         raise InputError(
             f"train.adaptive_epochs={config.train.adaptive_epochs} must be below train.epochs="
