@@ -62,7 +62,8 @@ def faces(file: Path) -> list[Photographs]:
     found = []
     for subject in np.unique(held["subject"]):
         own = held["subject"] == subject
-        images = np.stack([small(Image.fromarray(image.squeeze())) for image in held["images"][own]])
+        photographs = map(Image.fromarray, held["images"][own].squeeze(-1))
+        images = np.stack(list(map(small, photographs)))
         degrees = np.stack([held["light_azimuth"][own], held["light_elevation"][own]], 1)
         factors = np.sin(np.radians(degrees))
         found.append(Photographs("face", f"person {subject}", images, factors, (2,)))
@@ -117,13 +118,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     right = sum(row["dimension"] in row["counts"] for row in rows)
     said = [
         "# `fit` on photographs of known dimension",
-        f"**A count that the topology allows in {right} of {len(rows)} sets**, with no argument but "
-        f"the photographs, at {SIDE} x {SIDE} pixels in [0, 1]. A film is one turn of a turntable: a "
-        "closed curve, which takes two latents or one with a cut. A face is one person under light "
-        "from two known angles. Error: sum over pixels of (x - x_hat)^2 at the posterior mean, of "
-        "the tenth that was held out, and as a share of the variance. Factor R^2: cosine and sine "
-        "of the film's angle, sines of azimuth and elevation, each photograph's from its three "
-        "nearest neighbours among the others' latents. Training seed 0.",
+        f"**A count that the topology allows in {right} of {len(rows)} sets**, with no argument "
+        f"but the photographs, at {SIDE} × {SIDE} pixels in [0, 1]. A film is one turn of a "
+        "turntable: a closed curve, which takes two latents or one with a cut. A face is one "
+        "person under light from two known angles. Error: Σ(x − x̂)² over pixels at the posterior "
+        "mean, of the tenth that was held out, and as a share of the variance. Factor R²: cosine "
+        "and sine of the film's angle, sines of azimuth and elevation, each photograph's from its "
+        "three nearest neighbours among the others' latents. Training seed 0.",
     ]
     lines = [
         "| set | photographs | dimension_ | allowed | settled | held-out error | share of variance "
