@@ -247,23 +247,18 @@ SECTIONS = (
     ("Where the paper is wrong, or says too little", WRONG),
     ("Where we fall short", SHORT),
 )
-HEAD = ("claim", "here", "paper", "verdict", "data", "seeds", "command", "page", "date")
+HEAD = ("claim", "here", "paper", "verdict", "data and seeds", "command, page and date")
 INTRODUCTION = """# Claims
 
 One row a claim, of the paper and of ours. Numbers are computed from the rows in `results/` by
 `python docs/claims.py`, mean ± standard deviation over runs; brackets are Wilson's 95 % intervals.
 The pages have protocol and estimators, [results](results.md) the story. A command is
-`vaebal run --config=` and what stands here; those of pages under *earlier* had other fields, which
-stand at the end of the page.
+`vaebal run --config=` and what stands here; those of earlier pages had other fields, which stand at
+the end of the page.
 
 *Reproduced*: as the paper has it. *Sharpened*: so, and more can be said. *In part*: one number of
 two. *Not reached*: the paper's is better. *Not so here*: measured otherwise. *Holds*, *falls
 short*: ours. *Shown*: what the paper has wrong. *Not run*: no rows."""
-
-
-def command_of(claim: Claim) -> str:
-    """As it is typed, less what all have in common."""
-    return f"`{claim.command}`" if claim.command else "–"
 
 
 def line(claim: Claim, dates: dict[str, str]) -> list[str]:
@@ -276,13 +271,15 @@ def line(claim: Claim, dates: dict[str, str]) -> list[str]:
             here = claim.measure(source)
         except NoRows as missing:
             here = Found(f"no rows with {missing}", "not run")
-    data = seeds = page = date = "–"
+    data = "–"
+    made = [f"`{claim.command}`"] if claim.command else []
     if source is not None:
         data = claim.data.format_map(source.config) if claim.data else source.data
-        seeds, date = source.seeds, dates[claim.source]
-        page = f"[{source.folder}](../results/{source.page})"
-    command = command_of(claim)
-    return [claim.says, here.text, claim.paper, here.verdict, data, seeds, command, page, date]
+        if source.seeds:
+            data += f"; seed{'' if source.seeds.isdigit() else 's'} {source.seeds}"
+        name = "earlier page" if source.page.startswith("earlier") else "page"
+        made += [f"[{name}](../results/{source.page})", dates[claim.source]]
+    return [claim.says, here.text, claim.paper, here.verdict, data, ", ".join(made) or "–"]
 
 
 def digest(source: str) -> str:

@@ -98,11 +98,6 @@ class Source(NamedTuple):
         return rows
 
     @property
-    def folder(self) -> str:
-        """Where it lies, as readers see it."""
-        return str(Path(self.page).parent)
-
-    @property
     def data(self) -> str:
         """The data, r and how long was trained, as far as the rows say."""
         names = [str(name) for name in self.over("data") + self.over("kind")]
@@ -120,7 +115,7 @@ class Source(NamedTuple):
         seeds = self.over("seed")
         if len(seeds) > 3 and seeds == list(range(seeds[0], seeds[-1] + 1)):
             return f"{seeds[0]} to {seeds[-1]}"
-        return ", ".join(map(str, seeds)) or "–"
+        return ", ".join(map(str, seeds))
 
     def over(self, field: str) -> list[Any]:
         """A field's distinct values, in order; of rows that do not have it none."""
