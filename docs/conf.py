@@ -32,6 +32,7 @@ myst_enable_extensions = []
 myst_heading_anchors = 4
 default_role = "literal"  # docstrings are plain text with `names`
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 maximum_signature_line_length = 80
 napoleon_numpy_docstring = False
@@ -98,6 +99,14 @@ def told_in_the_class(app, what, name, thing, skip, options) -> bool | None:
     return True if str(thing.__doc__).startswith("Alias for field number") else None
 
 
+def readable(app, what, name, thing, options, signature: str | None, returns: str | None):
+    """A default that is a function is not its address, and then types are short as elsewhere."""
+    if signature is None or "<function" not in signature:
+        return None
+    short = re.sub(r"~(\w+\.)+", "", re.sub(r"<function [^ ]*>", "...", signature))
+    return short, returns and re.sub(r"~(\w+\.)+", "", returns)
+
+
 def front_page(app, problem) -> None:
     """Sphinx names a page after its source; a server looks for index.html."""
     if app.builder.format == "html" and problem is None:
@@ -111,5 +120,6 @@ def setup(app) -> None:
     app.connect("source-read", with_contents)
     app.connect("autodoc-process-docstring", with_fields, priority=300)
     app.connect("autodoc-process-docstring", as_restructured, priority=400)
+    app.connect("autodoc-process-signature", readable)
     app.connect("autodoc-skip-member", told_in_the_class)
     app.connect("build-finished", front_page)
