@@ -101,10 +101,10 @@ def told_in_the_class(app, what, name, thing, skip, options) -> bool | None:
 
 def readable(app, what, name, thing, options, signature: str | None, returns: str | None):
     """A default that is a function is not its address, and then types are short as elsewhere."""
-    if signature is None or "<function" not in signature:
+    if signature is None or not re.search("<(function|object)|~", signature):
         return None
-    short = re.sub(r"~(\w+\.)+", "", re.sub(r"<function [^ ]*>", "...", signature))
-    return short, returns and re.sub(r"~(\w+\.)+", "", returns)
+    short = re.sub(r"~(\w+\.)+", "", re.sub(r"<[a-z]+ [^ ]*( at \w+)?>", "...", signature))
+    return short, returns
 
 
 def front_page(app, problem) -> None:
