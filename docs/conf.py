@@ -32,6 +32,7 @@ myst_enable_extensions = []
 myst_heading_anchors = 4
 default_role = "literal"  # docstrings are plain text with `names`
 autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = False
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 maximum_signature_line_length = 80
@@ -103,7 +104,8 @@ def readable(app, what, name, thing, options, signature: str | None, returns: st
     """A default that is a function is not its address, and then types are short as elsewhere."""
     if signature is None or not re.search("<(function|object)|~", signature):
         return None
-    short = re.sub(r"~(\w+\.)+", "", re.sub(r"<[a-z]+ [^ ]*( at \w+)?>", "...", signature))
+    own = re.sub(r"(, )?(\*, )?parent: .*", ")", signature)  # without Flax's own two fields
+    short = re.sub(r"~(\w+\.)+", "", re.sub(r"<[a-z]+ [^ ]*( at \w+)?>", "...", own))
     return short, returns
 
 
