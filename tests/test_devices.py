@@ -32,7 +32,7 @@ def environment(local_devices: int) -> dict[str, str]:
 
 
 ON_EIGHT = """
-import sys
+import re, sys
 from pathlib import Path
 import jax, numpy as np
 from small_run import small_program
@@ -40,6 +40,7 @@ from vaebal.training.checkpoints import Checkpoints, fingerprint
 from vaebal.measures.evaluation import posterior
 from vaebal.models import mlp_vae
 from vaebal.training import member_params, mesh_for
+from vaebal.training.program import WHOLE_BELOW
 
 jax.config.update("jax_disable_most_optimizations", True)
 out = Path(sys.argv[1])
@@ -87,6 +88,11 @@ for name, shard in (("whole", False), ("split", True)):
     held = [leaf.addressable_data(0).nbytes for leaf in jax.tree.leaves(state)]
     marks = fingerprint(state), fingerprint(jax.device_get(state))
     np.savez(out / f"held_{name}", sum(held), len(held), *marks)
+    joined = re.findall(r"= (.*) all-gather(?:-start)?\\(", program._run.as_text())
+    shapes = [eval(f"[{shape}]") for shape in re.findall(r"f64\\[([\\d,]+)\\]", " ".join(joined))]
+    large = sum(np.prod(shape) >= WHOLE_BELOW for shape in shapes)
+    weights = sum(leaf[0].size >= WHOLE_BELOW for leaf in jax.tree.leaves(state.params))
+    np.savez(out / f"joined_{name}", large, weights, program.memory())
 """
 
 
@@ -206,6 +212,16 @@ def test_split_parameters_are_the_whole_ones_over_200_steps_in_float64(ends):
     np.testing.assert_array_equal(*marks)  # a checkpoint's fingerprint, of all parts and of one
     assert held_whole == sum(leaf.nbytes for leaf in whole[:leaves])
     assert held_split < held_whole / 4
+
+
+@pytest.mark.slow
+def test_of_split_states_a_step_joins_the_weights_alone(ends):
+    """Each large weight once, for its products; moments stay apart, and so does the memory."""
+    (_, _, whole), (joined, weights, split) = (
+        load(ends / f"joined_{name}.npz") for name in ("whole", "split")
+    )
+    assert 0 < joined <= weights
+    assert split < whole / 2
 
 
 @pytest.mark.parametrize(
