@@ -3,6 +3,8 @@
 Command: python main.py --config=configs/latent_diffusion.py          (an accelerator)
          python main.py --config=configs/latent_diffusion.py:quick    (digits; two CPU cores)
          python main.py --config=configs/latent_diffusion.py --config.data.name=fashion_mnist
+Cost: 18,000 steps of 3 and 36,000 of 12 autoencoders of 3.2 M parameters, 15,000 of 15 priors of
+0.15 and of 1.8 M, and 210 sets of samples; quick, some five minutes on two busy cores.
 """
 
 import ml_collections
@@ -25,12 +27,14 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.model.latents = 20
         config.model.width = 64
         config.model.blocks = 1
-        config.train.epochs = 400
-        config.train.adaptive_epochs = 200
+        config.train.epochs = 600
+        config.train.adaptive_epochs = 400
+        config.train.patience = 200
+        config.train.fastest = 5e-3
         config.train.epochs_per_checkpoint = 200
         config.prior.widths = (32, 64)
         config.prior.blocks = 2
-        config.prior.epochs = (25, 100, 400)
+        config.prior.epochs = (12, 25, 50, 100, 200, 400)
         config.prior.batch_size = 128
         config.classifier.features = 32
         config.classifier.width = 128

@@ -109,7 +109,7 @@ def test_overtaking_is_measured_in_the_other_arms_steps():
         ("train.arms", ("kl",), "an arm is"),
         ("train.arms", ("kl -1",), "an arm is"),
         ("train.arms", ("kl 1e-6 as adaptive",), "no 'adaptive' to count latents"),
-        ("train.adaptive_epochs", 400, "must be below train.epochs"),
+        ("train.adaptive_epochs", 600, "must be below train.epochs"),
         ("prior.epochs", (3, 1), "must rise"),
         ("prior.kind", "gan", "must be one of 'flow', 'vae'"),
     ],

@@ -120,7 +120,7 @@ class Session:
         self.groups = self._groups()
         self._params: dict[First, Any] = {}
         self._latents: dict[First, Any] = {}
-        self._programs: dict[str, Program] = {}
+        self._programs: dict[tuple, tuple[str, Program]] = {}
 
     def _groups(self) -> dict[str, list]:
         config, groups = self.config, {CLASSIFIER.name: [CLASSIFIER]}
@@ -186,16 +186,26 @@ class Session:
         return Schedule(epochs, *every, steps_per_epoch(size, batch), batch)
 
     def program(self, name: str, group: Sequence[First | Prior]) -> Program:
-        """The compiled program of a group; of a prior, one for all that judge it."""
-        name = name.partition("_epoch")[0]
-        if name not in self._programs:
-            self._programs.clear()
-            objective, settings, rule, members, given = self._recipe(group)
-            self._programs[name] = Program(
-                objective, settings, members, batch_size=self.schedule(group).batch_size,
-                rule=rule, given=given, **self._rows(group),
-            )  # fmt: skip
-        return self._programs[name]
+        """The compiled program of a group; groups of one kind and size share it."""
+        name, first = name.partition("_epoch")[0], group[0]
+        kind = first.width if isinstance(first, Prior) else self._kind(first)
+        key = kind, len(group)
+        made = self._programs.get(key, ("", None))
+        if made[0] == name:  # of a prior that has been judged and goes on
+            return made[1]
+        objective, settings, rule, members, given = self._recipe(group)
+        data = {"given": given, **self._rows(group)}
+        if made[0]:
+            program = made[1].on(members, **data)
+        else:
+            batch = self.schedule(group).batch_size
+            program = Program(objective, settings, members, batch_size=batch, rule=rule, **data)
+        self._programs = {key: (name, program)}  # the last kind's alone: they hold the data
+        return program
+
+    @staticmethod
+    def _kind(cell: First) -> str:
+        return cell.arm if cell.arm in (OPENING, "adaptive", "classifier") else "plain"
 
     def _rows(self, group: Sequence[First | Prior]) -> dict[str, Any]:
         if isinstance(group[0], Prior):
@@ -243,7 +253,7 @@ class Session:
         whole = section is train
         return Optimisation(
             learning_rate=train.settled_learning_rate if settled else section.learning_rate,
-            final_learning_rate=train.final_learning_rate,
+            final_learning_rate=section.final_learning_rate,
             warmup_steps=train.warmup_steps,
             total_steps=schedule.epochs * schedule.steps,
             clip_norm=section.clip_norm,
@@ -416,7 +426,8 @@ def check(config: Any) -> None:
     checks.positive_numbers(
         config, "train.learning_rate", "train.settled_learning_rate", "train.clip_norm",
         "train.fastest", "train.error_weight", "prior.learning_rate", "prior.clip_norm",
-        "prior.gamma_rate", "classifier.learning_rate", "classifier.clip_norm",
+        "prior.gamma_rate", "classifier.learning_rate", "classifier.final_learning_rate",
+        "classifier.clip_norm",
     )  # fmt: skip
     checks.one_of(config, "prior.kind", tuple(priors.KINDS))
     checks.one_of(config, "model.network", ("mlp", "conv"))
