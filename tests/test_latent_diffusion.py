@@ -9,7 +9,7 @@ import pytest
 from configs import latent_diffusion
 from vaebal.diagnosis import implied_gamma
 from vaebal.errors import InputError
-from vaebal.experiments.latent_diffusion import page, run, scores, stages
+from vaebal.experiments.latent_diffusion import page, run, scores
 
 ARMS = ("kl 1e-6", "adaptive", "none", "kl 1e-6 as adaptive")
 
@@ -119,4 +119,4 @@ def test_fields_that_cannot_be_meant_are_named(field, value, message):
     section, name = field.split(".")
     config[section][name] = value
     with pytest.raises(InputError, match=message):
-        stages.check(config)
+        run.check(config)

@@ -73,15 +73,18 @@ def prior_table(config: Any, rows: Sequence[Row]) -> Table:
     return header, body
 
 
-def measures_table(config: Any, rows: Sequence[Row]) -> Table:
+def measures_table(config: Any, rows: Sequence[Row], autoencoders: Sequence[Row]) -> Table:
     """One line an arm: the largest prior's other measures at the end."""
     keys = ("precision", "recall", "density", "coverage", "copying_nearer", "copying_copied")
-    header = ["arm", "FD", "FD, N → ∞", *keys[:4], "nearer than held-out", "copied"]
+    header = ["arm", "FD", "FD, N → ∞", "FD / rec.", *keys[:4], "nearer than held-out", "copied"]
     body = []
     for arm in arms_of(config, rows):
         seeds = [row for row in rows_with(rows, arm=arm) if "precision" in row]
         if seeds:
             line = [arm, scaled(column(seeds, "fd")), scaled(column(seeds, "fd_extrapolated"))]
+            floors = [rows_with(autoencoders, arm=arm, seed=r["seed"])[0]["fd_rec"] for r in seeds]
+            ratios = [row["fd"] / floor for row, floor in zip(seeds, floors, strict=True)]
+            line.append(report.with_spread(ratios, 2))
             body.append([*line, *(report.with_spread(column(seeds, key), 3) for key in keys)])
     return header, body
 
@@ -217,7 +220,7 @@ def write(
                     [stopped, how["prior"]], drawn[:-1]),
             Section("The autoencoders", first_table(config, autoencoders), [how["first"]],
                     grouped=False),
-            Section("The largest prior's samples", measures_table(config, priors),
+            Section("The largest prior's samples", measures_table(config, priors, autoencoders),
                     [how["measures"]], drawn[-1:], grouped=False),
             Section("How", text=[how["data"], how["arms"], took]),
         ],
