@@ -26,7 +26,8 @@ SMALL_RUN = ROOT / "tests" / "small_run.py"
 def environment(local_devices: int) -> dict[str, str]:
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={local_devices}",
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", "")
+        + f" --xla_force_host_platform_device_count={local_devices}",
         "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
     }
 
@@ -157,7 +158,7 @@ def test_eight_devices_equal_one_over_200_steps_in_float64(ends):
 
 def test_a_stack_on_the_cores_of_a_cpu_is_that_on_one_also_where_it_comes_out_uneven(tmp_path):
     """Four members on two and on three of three cores, one going on where the other was saved."""
-    cores = {k: v for k, v in environment(1).items() if k != "XLA_FLAGS"}
+    cores = environment(1) | {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "")}
     subprocess.run(
         [sys.executable, "-c", ON_CORES, str(tmp_path)],
         env=cores | {"JAX_NUM_CPU_DEVICES": "3"}, check=True, timeout=600,

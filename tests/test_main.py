@@ -291,7 +291,7 @@ def test_eight_devices_train_as_one(finished, tmp_path):
     done = main(
         *tiny_flags(),
         workdir=tmp_path / "run",
-        XLA_FLAGS="--xla_force_host_platform_device_count=8",
+        XLA_FLAGS=f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8",
     )
     assert done.returncode == 0, done.stderr
     assert "8 × cpu" in done.stdout
@@ -314,7 +314,7 @@ def test_two_processes_report_every_member_once(finished, tmp_path):
                 *("--distributed", f"--coordinator_address={address}"),
                 *("--num_processes=2", f"--process_id={index}"),
             ],
-            cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}, text=True,
+            cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
         for index in (0, 1)
