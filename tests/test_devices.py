@@ -156,6 +156,7 @@ def test_eight_devices_equal_one_over_200_steps_in_float64(ends):
     assert_close(load(ends / "f64_eight.npz"), one, 1e-12)
 
 
+@pytest.mark.slow
 def test_a_stack_on_the_cores_of_a_cpu_is_that_on_one_also_where_it_comes_out_uneven(tmp_path):
     """Four members on two and on three of three cores, one going on where the other was saved."""
     cores = environment(1) | {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "")}

@@ -195,6 +195,7 @@ def test_a_member_that_stops_is_named_and_the_others_are_reported(finished, tmp_
     assert str(error.value) == said
 
 
+@pytest.mark.slow
 def test_a_sweep_of_which_nothing_is_left_ends_in_a_sentence_and_exit_code_1(tmp_path):
     flags = ["--config.model.gamma=1e-39", "--config.model.kappas=(2,)", "--config.model.width=8"]
     done = main(*flags, "--config.model.skips=('none',)", workdir=tmp_path / "run")
@@ -251,12 +252,10 @@ def test_other_images_under_a_finished_run_are_refused(finished, monkeypatch):
         run(tiny(), str(finished[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stack", "said", "programs"),
-    [
-        pytest.param("none", "one program per member", 8, marks=pytest.mark.slow),
-        ("all", "all members in one program", 1),
-    ],
+    [("none", "one program per member", 8), ("all", "all members in one program", 1)],
 )
 def test_however_stacked_members_agree(finished, tmp_path, capsys, stack, said, programs):
     """The sweep of one program per skip variant: equal up to rounding over its few steps."""
