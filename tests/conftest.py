@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from vaebal.errors import InputError
 from vaebal.models import mlp_vae
 
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -72,3 +73,17 @@ def pixels():
     found = (1 / (1 + np.exp(-raw))).astype(np.float32)
     found.flags.writeable = False
     return found
+
+
+@pytest.fixture
+def refused(tmp_path):
+    """Sees that `run` refuses a config in one sentence that says `said`, and leaves nothing."""
+
+    def check(run, config, said):
+        with pytest.raises(InputError) as error:
+            run(config, str(tmp_path / "run"))
+        assert said in str(error.value)
+        assert "\n" not in str(error.value)
+        assert not (tmp_path / "run").exists()  # so that the mended config may use it
+
+    return check
