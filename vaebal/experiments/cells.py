@@ -22,6 +22,7 @@ from vaebal.experiments import report
 from vaebal.experiments.report import Row
 from vaebal.training import Program, State, Streamed, devices, fit, member_params, mesh_for
 from vaebal.training.checkpoints import Checkpoints
+from vaebal.training.optimiser import averaged
 from vaebal.training.progress import Progress
 from vaebal.training.workdir import (
     load_arrays,
@@ -123,7 +124,7 @@ class Cells:
             state = saved.restore(self.row(cell)["epochs"], shapes)
         whole = NamedSharding(jax.tree.leaves(shapes)[0].sharding.mesh, PartitionSpec())
         own = jax.jit(lambda state: member_params(state, index), out_shardings=whole)
-        params = own(state._replace(opt_state=()))
+        params = own(_evaluated(state))
         # Over other cores than the next stack's: to where everything is that no stack has.
         alone = NamedSharding(mesh_for(1), PartitionSpec())
         return jax.device_put(params, alone) if devices.are_cores() else params
@@ -213,7 +214,7 @@ def train(
             report=tell,
             diverged_goes_on=diverged_goes_on,
         )
-    state = devices.local(state._replace(opt_state=()))
+    state = devices.local(_evaluated(state))
     if devices.is_writer():
         for index, cell in enumerate(group):
             progress.note(f"evaluating {cell.name}")
@@ -222,6 +223,12 @@ def train(
             _finish(cells, cell, own, schedule, seconds, evaluate)
     devices.agreed(True)  # all wait until the rows are written: what comes next may need them
     progress.done()
+
+
+def _evaluated(state: State) -> State:
+    """What a row tells of: the mean of the weights where one is kept, and no optimiser's state."""
+    weights = averaged(state.opt_state, state.weights)
+    return state._replace(weights=weights, opt_state=())
 
 
 def _seconds(cells: Cells, cell: Cell) -> float:

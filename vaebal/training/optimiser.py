@@ -19,6 +19,7 @@ class Optimisation(NamedTuple):
     beta2: float = 0.999  # near 1 it lags behind a gradient that grows
     jitter: float = 0.0  # 0: none; else no step is longer than `homotopy.steady_rate`
     weight_decay: float = 0.0  # AdamW's, of all matrices but the affine skips
+    average: float = 0.0  # decay of a running mean of the weights, see `averaged`; 0: none is kept
 
 
 def _decays(weights: Any) -> Any:
@@ -26,6 +27,36 @@ def _decays(weights: Any) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf.ndim > 1 and "affine" not in jax.tree_util.keystr(path), weights
     )
+
+
+class Average(NamedTuple):
+    """A running mean of the weights."""
+
+    average: Any  # as the weights
+    count: Array  # [], steps
+
+
+def _averaging(decay: float) -> optax.GradientTransformation:
+    """Keeps a mean of the weights before each step, over about 1 / (1 - decay) of them.
+
+    At first over a growing share of all steps so far, so that the start is forgotten.
+    """
+
+    def init(weights) -> Average:
+        return Average(jax.tree.map(jnp.zeros_like, weights), jnp.zeros((), jnp.int32))
+
+    def update(updates, state, weights):
+        kept = jnp.minimum(decay, (1 + state.count) / (10 + state.count))
+        mean = jax.tree.map(lambda old, new: old + (1 - kept) * (new - old), state.average, weights)
+        return updates, Average(mean, state.count + 1)
+
+    return optax.GradientTransformation(init, update)
+
+
+def averaged(opt_state: Any, weights: Any) -> Any:
+    """The mean of the weights that an optimiser has kept, or where it keeps none `weights`."""
+    kept = optax.tree_utils.tree_get(opt_state, "average", None)
+    return weights if kept is None else kept
 
 
 def weights_optimiser(
@@ -58,4 +89,6 @@ def weights_optimiser(
         parts.append(
             optax.stateless_with_tree_map(lambda update, _: jnp.clip(update, -longest, longest))
         )
+    if settings.average > 0:
+        parts.append(_averaging(settings.average))
     return optax.chain(*parts)

@@ -1,5 +1,6 @@
 """The Gaussian VAE as an `Objective`: -ELBO of a batch, and what an epoch tells of its latents."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,16 +20,35 @@ RESIDUAL_PART = 4
 
 
 def loss_and_terms(
-    model: GaussianVAE, params: Any, x: Array, eps: Array, kappa: Array | None = None
+    model: GaussianVAE,
+    params: Any,
+    x: Array,
+    eps: Array,
+    kappa: Array | None = None,
+    variational: Array | None = None,
 ):
-    """Mean -ELBO of a batch in nats (the one place that reduces), with (outputs, terms)."""
+    """Mean -ELBO of a batch in nats (the one place that reduces), with (outputs, terms).
+
+    Where `variational` is 0 it is that of a plain autoencoder: without noise, without KL.
+    """
+    eps = eps if variational is None else variational * eps
     outputs = model.apply({"params": params}, x, eps, kappa)
     terms = gaussian_vae_terms(x, outputs)
+    if variational is not None:
+        terms = terms._replace(kl=variational * terms.kl)
     return terms.negative_elbo.mean(), (outputs, terms)
 
 
-def gaussian_vae(model: GaussianVAE, decode: Decode = to_unit_pixels) -> Objective:
+def gaussian_vae(
+    model: GaussianVAE,
+    decode: Decode = to_unit_pixels,
+    variational: Callable[[Member], Array] | None = None,
+) -> Objective:
     """-ELBO of `model` on stored rows [B, ...] that `decode` turns into x [B, D].
+
+    Args:
+      variational: a member -> 1, or 0 for a plain autoencoder: no noise on z and no KL, so that
+        the weights follow the squared error alone.
 
     `given` is the data's mean x_bar [D]. An epoch's metrics are
 
@@ -51,7 +71,8 @@ def gaussian_vae(model: GaussianVAE, decode: Decode = to_unit_pixels) -> Objecti
     def loss(params: Any, rows: Array, at: At) -> tuple[Array, Told]:
         x = decode(rows)
         eps = latent_noise(stream(at.member.seed, "noise", at.step), len(x), model.latents)
-        value, (outputs, terms) = loss_and_terms(model, params, x, eps, at.open)
+        share = None if variational is None else variational(at.member)
+        value, (outputs, terms) = loss_and_terms(model, params, x, eps, at.open, share)
         statistics = {
             "squared_error": terms.squared_error.mean(),
             "kl": terms.kl.sum(-1).mean(),

@@ -1,0 +1,178 @@
+"""Second stages: models of a trained autoencoder's latents, all behind one seam.
+
+A `SecondStage` learns the distribution of z ~ q(z|x), standardised, and draws from it: by flow
+matching, or as a second VAE (the paper's, after Dai & Wipf, 2019). Latents that tell nothing of x
+are left out: their entries are 0 in, 0 out, and no loss counts them.
+
+Shapes: B batch, K latents, W width; mask [K] of 1 and 0, the latents that take part.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from vaebal.models import init_params, latent_noise, mlp_vae
+from vaebal.models.gaussians import isotropic_nll, kl_to_standard_normal
+from vaebal.models.nets import Activation, dense, he_normal
+
+FREQUENCIES = 32  # of time, see `Velocity`
+STEPS = 50  # of `heun`
+
+
+class Latents(NamedTuple):
+    """What standardises latents [B, K], per dimension, and which of them take part."""
+
+    centre: Array  # [K]
+    scale: Array  # [K]
+    mask: Array  # [K], 1 or 0
+
+    def standardise(self, z: Array) -> Array:
+        """Mean 0 and variance 1 over the set this was taken from; 0 where the mask is."""
+        return (z - self.centre[None]) / self.scale[None] * self.mask[None]
+
+    def restore(self, z: Array, others: Array) -> Array:
+        """The inverse; `others` [B, K], N(0, I) say, stand in for the latents left out."""
+        whole = z * self.scale[None] + self.centre[None]
+        return jnp.where(self.mask[None] > 0, whole, others)
+
+
+def latents_of(mean: Array, deviation: Array, active: Array | float = 0.0) -> Latents:
+    """Of the posterior means and standard deviations [N, K] of N examples.
+
+    Args:
+      active: a latent takes part where its means' variance is above so much, and above 1e-6 of the
+        largest.
+    """
+    spread = mean.var(0)
+    mask = (spread > active) & (spread > 1e-6 * spread.max())
+    scale = jnp.sqrt(jnp.where(mask, spread + jnp.square(deviation).mean(0), 1.0))
+    return Latents(mean.mean(0), scale, mask.astype(mean.dtype))
+
+
+class SecondStage(NamedTuple):
+    """A model of standardised latents, as pure functions.
+
+    Attributes:
+      init: (key, mask) -> parameters.
+      loss: (parameters, z [B, K], mask, key) -> (value, metrics); of one with a gamma "mean_square"
+        is what gamma follows, and the parameters hold "log_gamma".
+      sample: (parameters, mask, key, B) -> z [B, K].
+      has_gamma: whether it has one.
+    """
+
+    init: Callable[[Array, Array], Any]
+    loss: Callable[[Any, Array, Array, Array], tuple[Array, dict[str, Array]]]
+    sample: Callable[[Any, Array, Array, int], Array]
+    has_gamma: bool
+
+
+class Velocity(nn.Module):
+    """z [B, K], t [B] -> dz/dt [B, K]: residual blocks of two layers that all read the time.
+
+    Attributes:
+      latents: K.
+      width: units of each hidden layer.
+      blocks: number of blocks; each starts as the identity, and the whole at 0.
+    """
+
+    latents: int
+    width: int
+    blocks: int
+    activation: Activation = nn.silu
+
+    @nn.compact
+    def __call__(self, z: Array, t: Array) -> Array:
+        angles = t[:, None] * jnp.geomspace(1.0, 100.0, FREQUENCIES, dtype=z.dtype)[None]
+        time = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
+        h = dense(self.width, name="first")(z) + dense(self.width, name="time")(time)
+        for i in range(1, self.blocks + 1):
+            branch = nn.LayerNorm(name=f"norm{i}", param_dtype=z.dtype)(h)
+            branch = dense(self.width, kernel_init=he_normal, name=f"block{i}a")(branch)
+            branch = self.activation(branch + dense(self.width, name=f"time{i}")(time))
+            h += dense(self.width, kernel_init=nn.initializers.zeros, name=f"block{i}b")(branch)
+        h = nn.LayerNorm(name="norm", param_dtype=z.dtype)(h)
+        return dense(self.latents, kernel_init=nn.initializers.zeros, name="out")(h)
+
+
+def heun(velocity: Callable[[Array, Array], Array], z: Array, steps: int = STEPS) -> Array:
+    """Where dz/dt = velocity(z, t []) leads from z [B, K] at t = 0 to t = 1.
+
+    Heun's method with a fixed step: of second order, 2 `steps` evaluations.
+    """
+    h = 1.0 / steps
+
+    def step(index, z):
+        slope = velocity(z, index * h)
+        ahead = velocity(z + h * slope, (index + 1) * h)
+        return z + 0.5 * h * (slope + ahead)
+
+    return jax.lax.fori_loop(0, steps, step, z)
+
+
+def flow_matching(latents: int, width: int, blocks: int, steps: int = STEPS) -> SecondStage:
+    """The velocity of straight lines from noise to latents (Lipman et al.; Liu et al., 2023).
+
+    The loss is E|v(z_t, t) - (z - eps)|^2 per dimension, z_t = (1 - t) eps + t z, t uniform; its
+    least value is not 0. Samples solve the ODE of v from N(0, I), see `heun`.
+    """
+    model = Velocity(latents, width, blocks)
+
+    def init(key: Array, mask: Array) -> Any:
+        return model.init(key, jnp.zeros((1, latents)), jnp.zeros(1))["params"]
+
+    def loss(params: Any, z: Array, mask: Array, key: Array):
+        to_t, to_eps = jax.random.split(key)
+        t = jax.random.uniform(to_t, (len(z), 1))
+        eps = latent_noise(to_eps, *z.shape) * mask[None]
+        velocity = model.apply({"params": params}, (1 - t) * eps + t * z, t[:, 0])
+        square = jnp.square(velocity - (z - eps)) * mask[None]
+        return square.sum() / (len(z) * jnp.maximum(mask.sum(), 1)), {}
+
+    def sample(params: Any, mask: Array, key: Array, count: int) -> Array:
+        def velocity(z, t):
+            return model.apply({"params": params}, z, jnp.full(count, t)) * mask[None]
+
+        return heun(velocity, latent_noise(key, count, latents) * mask[None], steps)
+
+    return SecondStage(init, loss, sample, has_gamma=False)
+
+
+def second_vae(latents: int, width: int, blocks: int) -> SecondStage:
+    """The paper's: a small VAE with skips and as many latents, whose gamma is learned.
+
+    Samples include the decoder's noise, as it is z, noise and all, that is modelled.
+    """
+    model = mlp_vae(
+        outputs=latents, latents=latents, width=width, encoder_layers=blocks + 1,
+        decoder_blocks=blocks, activation=nn.silu, residual=True, affine_skip=True,
+        # z has about the variance of gamma's start, where total collapse is a minimum: latents
+        # that start informative find the way down.
+        log_var_init=-2.0,
+    )  # fmt: skip
+
+    def init(key: Array, mask: Array) -> Any:
+        params = init_params(model, key, jnp.zeros(latents))
+        return {name: leaf for name, leaf in params.items() if name != "log_gamma"}
+
+    def loss(params: Any, z: Array, mask: Array, key: Array):
+        outputs = model.apply({"params": params}, z, latent_noise(key, *z.shape))
+        size = jnp.maximum(mask.sum(), 1)
+        error = (jnp.square(z - outputs.x_hat) * mask[None]).sum(-1)
+        kl = kl_to_standard_normal(outputs.mean, outputs.log_var).sum(-1)
+        value = (isotropic_nll(error, outputs.log_gamma, size) + kl).mean()
+        return value, {"mean_square": error.mean() / size, "kl": kl.mean()}
+
+    def sample(params: Any, mask: Array, key: Array, count: int) -> Array:
+        to_u, to_eps = jax.random.split(key)
+        z = model.apply({"params": params}, latent_noise(to_u, count, latents), method="decode")
+        noise = jnp.exp(0.5 * params["log_gamma"]) * latent_noise(to_eps, count, latents)
+        return (z + noise) * mask[None]
+
+    return SecondStage(init, loss, sample, has_gamma=True)
+
+
+KINDS = {"flow": flow_matching, "vae": second_vae}
