@@ -227,6 +227,7 @@ def test_codes_of_another_dimension_are_refused_in_one_sentence(pair):
         stages.downsample(jnp.zeros((1, 8, 5, 1)))
 
 
+@pytest.mark.slow
 def test_a_second_stage_samples_two_modes_that_the_prior_misses(small_vae):
     """z: two narrow modes. N(0, I) misses them, and so does a Gaussian of the right moments."""
     vae = small_vae(outputs=2, latents=2, width=32, encoder_layers=3)
