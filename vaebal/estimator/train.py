@@ -30,6 +30,7 @@ from vaebal.training import (
     State,
     Told,
     gaussian_vae,
+    member_params,
     shared_given,
     stack_members,
 )
@@ -173,10 +174,6 @@ class _Phase(NamedTuple):
     history: list[dict[str, float]]
 
 
-def _member(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf[0], tree)
-
-
 def _run(
     program: Program,
     state: State,
@@ -200,7 +197,7 @@ def _run(
     """
     done, history = 0, []
     best, best_open, best_bound, since = None, 0, np.inf, 0
-    held = kept.load(phase, (state, own_params(state)))
+    held = kept.load(phase, (state, member_params(state, 0)))
     if held is not None:
         (state, best), told = held
         best, history, since = jax.device_get(best), told["history"], told["since"]
@@ -216,16 +213,11 @@ def _run(
         history.append(told)
         tell(phase, done / epochs, told)
         if told["held_out_bound"] < best_bound:
-            best, best_open = jax.device_get(own_params(state)), int(told["open"])
+            best, best_open = jax.device_get(member_params(state, 0)), int(told["open"])
             best_bound, since = told["held_out_bound"], 0
         values = {"history": history, "since": since, "done": done}
         kept.save(phase, (state, best), values | {"open": best_open, "bound": best_bound})
     return _Phase(state, best, best_open, best_bound, history)
-
-
-def own_params(state: State) -> Any:
-    """The parameters of the one member of a stacked state."""
-    return _member(state.params)
 
 
 def _told(state: State, metrics: Any, held_out: HeldOut) -> dict[str, float]:
@@ -240,7 +232,7 @@ def _told(state: State, metrics: Any, held_out: HeldOut) -> dict[str, float]:
             f"The loss or its gradient stopped being finite at step {stopped}: give another seed, "
             "or look for outliers in X."
         )
-    bound, gamma = held_out(own_params(state), state.homotopy.open[0])
+    bound, gamma = held_out(member_params(state, 0), state.homotopy.open[0])
     told = {name: float(v[0]) for name, v in jax.device_get(metrics).items()}
     return told | {"step": float(state.step[0]), "held_out_bound": bound, "held_out_gamma": gamma}
 
@@ -283,7 +275,8 @@ def fit(
         kept,
         stops=False,
     )
-    state, number = _member(found.state), int(found.state.homotopy.open[0])
+    state = jax.tree.map(lambda leaf: leaf[0], found.state)
+    number = int(state.homotopy.open)
     history = [{"phase": 0.0, **each} for each in found.history]
     program = _program(plan, "settle", *shape)
     program = program.on(member._replace(latents=np.array([number], np.int32)), train, given=given)
