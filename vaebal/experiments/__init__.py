@@ -13,7 +13,7 @@ from typing import Any
 from vaebal.errors import InputError
 from vaebal.experiments import schema
 
-EXPERIMENTS = ("gamma", "generation", "kappa_sweep", "theorem1", "theorem2", "theorem3")
+EXPERIMENTS = ("arena", "gamma", "generation", "kappa_sweep", "theorem1", "theorem2", "theorem3")
 ON_ONE_PROCESS = ("theorem1", "theorem2", "theorem3")
 
 
