@@ -13,8 +13,17 @@ from typing import Any
 from vaebal.errors import InputError
 from vaebal.experiments import schema
 
-EXPERIMENTS = ("arena", "gamma", "generation", "kappa_sweep", "theorem1", "theorem2", "theorem3")
-ON_ONE_PROCESS = ("theorem1", "theorem2", "theorem3")
+EXPERIMENTS = (
+    "arena",
+    "counterclaim",
+    "gamma",
+    "generation",
+    "kappa_sweep",
+    "theorem1",
+    "theorem2",
+    "theorem3",
+)
+ON_ONE_PROCESS = ("arena", "counterclaim", "theorem1", "theorem2", "theorem3")
 
 
 def fields_of(experiment: str) -> ModuleType:

@@ -3,11 +3,11 @@
 import ml_collections
 
 # Fields that change no number: how often runs are told of and saved, how many train together
-# (rounding at most), and whether there is more to do than the page.
+# (rounding at most), and what is left for another start.
 FREE = frozenset(
     {
         *("train.epochs_per_chunk", "train.epochs_per_checkpoint", "train.members"),
-        "eval.report_only",
+        *("eval.report_only", "eval.estimate"),
     }
 )
 
@@ -35,6 +35,8 @@ def defaults(name: str) -> ml_collections.ConfigDict:
     config.eval = ml_collections.ConfigDict()
     config.eval.block = 500  # examples evaluated at a time
     config.eval.mmd_samples = 1_000
+    # False: the estimators by neighbours, a CPU's work, are left for another start.
+    config.eval.estimate = True
     # True: nothing is trained, and the page tells of what is finished.
     config.eval.report_only = False
     return config
@@ -63,15 +65,15 @@ def _data() -> ml_collections.ConfigDict:
 
 
 def _grids() -> ml_collections.ConfigDict:
-    """What is tried of every tuned method, three to five values each."""
+    """What is tried of every tuned method, four values each."""
     grids = ml_collections.ConfigDict()
     grids["gradient"] = (5e-4, 1e-3, 3e-3, 1e-2)  # Adam's rate on log gamma
     # Of gamma, and of GECO's tolerance, as a share of the data's variance.
     grids["beta-VAE"] = (1e-4, 1e-3, 1e-2, 1e-1)
     grids["GECO"] = (1e-4, 1e-3, 1e-2, 1e-1)
     grids["ARD-VAE"] = (1e-4, 1e-3, 1e-2, 1e-1)
-    grids["IRMAE"] = (2, 4, 8)  # linear layers
-    grids["Least Volume"] = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # weight of the volume
+    grids["IRMAE"] = (1, 2, 4, 8)  # linear layers
+    grids["Least Volume"] = (1e-3, 1e-2, 3e-2, 1e-1)  # weight of the volume
     grids["log autoencoder"] = (1e-3, 1e-4, 1e-5, 1e-6)  # final eps
     return grids
 

@@ -345,7 +345,8 @@ def run(config: Any, workdir: str) -> list[Row]:
         settings = first(config, found) | choose(list(tuned.values()))
         shown = arena.runs(settings)
         rows = arena.train([run for run in shown if run.family != "neighbours"])
-        rows |= arena.estimate([run for run in shown if run.family == "neighbours"])
+        if config.eval.estimate:
+            rows |= arena.estimate([run for run in shown if run.family == "neighbours"])
     fix = "Lower train.learning_rate"
 
     def write(finished: dict[Run, Row], stopped: str) -> None:
