@@ -5,6 +5,7 @@ over all their data sets, whose number of rows is made equal by repeating them. 
 to choose is first tuned on one data set, and then run on the others untouched.
 """
 
+import concurrent.futures
 import functools
 import math
 import re
@@ -156,7 +157,7 @@ class Arena:
         """Runs by the name of the program that trains them; the adaptive ones come first."""
         most, groups = self.config.train.members, {}
         for family in ("adaptive", "vae", "autoencoder"):
-            own = [run for run in runs if run.family == family]
+            own = of_family(runs, family)
             for index, start in enumerate(range(0, len(own), most)):
                 part = own[start : start + most]
                 groups[f"{'tuning_' if part[0].tuning else ''}{family}{index}"] = part
@@ -226,19 +227,21 @@ class Arena:
     def _rows_of(self, runs: Sequence[Run]) -> tuple[np.ndarray, Any]:
         """The runs' own rows [M, n, D], repeated to equal numbers, and what their loss is given."""
         size = self.config.data.size
+        with concurrent.futures.ThreadPoolExecutor() as pool:  # on the machine's cores
+            list(pool.map(self.rows, dict.fromkeys(run.source for run in runs)))
         held = self.held_out(size) if runs[0].family == "adaptive" else 0
         own = np.empty((len(runs), size - held, self.config.data.dim), np.float32)
         kept = np.empty((len(runs), held, self.config.data.dim), np.float32)
         means = []
-        for index, run in sorted(enumerate(runs), key=lambda each: each[1].source):
+        for index, run in enumerate(runs):
             x = self.rows(run.source).train
             cut = self.held_out(len(x)) if held else 0
             used, rest = x[: len(x) - cut], x[len(x) - cut :]
             own[index] = np.resize(used, own.shape[1:])
             if held:
                 kept[index] = np.resize(rest, kept.shape[1:])
-            means.append((index, used.mean(0)))
-        mean = np.stack([mean for _, mean in sorted(means, key=lambda each: each[0])])
+            means.append(used.mean(0))
+        mean = np.stack(means)
         return own, estimator.Given(mean, kept) if held else mean
 
     def member(self, run: Run) -> Any:
@@ -332,21 +335,28 @@ def run(config: Any, workdir: str) -> list[Row]:
         settings = choose(list(tuned.values()))
         missing = {method.name: math.nan for method in found if method.tuned} | settings
         rows = finished_rows(arena, arena.runs(missing))
+        if not rows:
+            raise InputError(
+                "eval.report_only=True, and nothing is finished here: leave it out first."
+            )
     else:
         parameters = runner.parameters(arena.model("vae"))
-        shown = len(arena.runs(first(config, found)))
+        settings = first(config, found)
+        shown = len(arena.runs(settings))
         print(
             f"{config.name}: {len(tuning)} runs to tune, {shown} to show, "
             f"of {config.train.steps} steps of {config.train.batch_size}, {parameters} parameters, "
             f"{report.device()}; workdir {path}",
             flush=True,
         )
+        # What needs no tuning first: a start that is cut short has the most of it.
+        rows = arena.train(of_family(arena.runs(settings), "adaptive"))
         tuned = arena.train(tuning)
-        settings = first(config, found) | choose(list(tuned.values()))
+        settings |= choose(list(tuned.values()))
         shown = arena.runs(settings)
-        rows = arena.train([run for run in shown if run.family != "neighbours"])
+        rows |= arena.train(of_family(shown, "vae", "autoencoder"))
         if config.eval.estimate:
-            rows |= arena.estimate([run for run in shown if run.family == "neighbours"])
+            rows |= arena.estimate(of_family(shown, "neighbours"))
     fix = "Lower train.learning_rate"
 
     def write(finished: dict[Run, Row], stopped: str) -> None:
@@ -361,13 +371,11 @@ def first(config: Any, found: Sequence[Method]) -> dict[str, float]:
     return {each.name: float(config.grids[each.name][0]) for each in found if each.tuned}
 
 
-def finished_rows(arena: Arena, runs: Sequence[Run]) -> dict[Run, Row]:
-    """Those that there are.
+def of_family(runs: Sequence[Run], *families: str) -> list[Run]:
+    """The runs of these families."""
+    return [run for run in runs if run.family in families]
 
-    Raises:
-      InputError: there are none.
-    """
-    rows = {run: arena.cells.row(run) for run in runs if arena.cells.finished(run)}
-    if runs and not rows:
-        raise InputError("eval.report_only=True, and nothing is finished here: leave it out first.")
-    return rows
+
+def finished_rows(arena: Arena, runs: Sequence[Run]) -> dict[Run, Row]:
+    """Those that there are."""
+    return {run: arena.cells.row(run) for run in runs if arena.cells.finished(run)}
