@@ -88,6 +88,11 @@ def check(config: Any) -> list[Method]:
         "train.members", "train.epochs_per_chunk", "train.epochs_per_checkpoint", "eval.block",
     )  # fmt: skip
     checks.positive_numbers(config, "train.learning_rate", "train.clip_norm", "train.patience")
+    least = sources.AMBIENT if config.data.unions else 2 * max(config.data.ranks)
+    if config.data.dim < least:
+        raise InputError(
+            f"data.dim={config.data.dim} has no room for these data sets: use at least {least}."
+        )
     smallest = min((config.data.size, *config.data.few)) * (1 - HELD_OUT)
     if smallest < config.train.batch_size:
         raise InputError(
