@@ -229,7 +229,7 @@ def test_an_autoencoders_numbers_choose_its_penalty(net):
 
     own = objectives.bounded(params, 1.0)
     value, _ = loss(whole, x, at(of("Least Volume", 0.3).rule))
-    volume = stats.gmean(np.asarray(mean).std(0) + 1)
+    volume = stats.gmean(np.asarray(mean).std(0) + objectives.ETA)
     assert float(value) == pytest.approx(error(own, mean) + 0.3 * volume, rel=1e-5)
 
     value, _ = loss(whole, x, at(of("log autoencoder", 1e-4).rule))

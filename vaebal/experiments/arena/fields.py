@@ -73,8 +73,8 @@ def _grids() -> ml_collections.ConfigDict:
     grids["GECO"] = (1e-4, 1e-3, 1e-2, 1e-1)
     grids["ARD-VAE"] = (1e-4, 1e-3, 1e-2, 1e-1)
     grids["IRMAE"] = (1, 2, 4, 8)  # linear layers
-    grids["Least Volume"] = (1e-3, 1e-2, 3e-2, 1e-1)  # weight of the volume
-    grids["log autoencoder"] = (1e-3, 1e-4, 1e-5, 1e-6)  # final eps
+    grids["Least Volume"] = (1e-2, 3e-2, 1e-1, 3e-1)  # weight of the volume
+    grids["log autoencoder"] = (1e-1, 1e-2, 1e-3, 1e-5)  # final eps
     return grids
 
 

@@ -44,14 +44,15 @@ class Run(NamedTuple):
     padding: int
     kappa: int
     data_seed: int
-    start: float  # log gamma; NaN: at the data's largest variance
+    start: float | None  # log gamma; None: the log of the data's largest variance
 
     @property
     def name(self) -> str:
         """Its folder's name."""
         arm = re.sub(r"[^\w.+-]+", "_", self.arm)
         setting = f"{self.kind}_r{self.rank}_pad{self.padding}_kappa{self.kappa}"
-        return f"{arm}_{setting}_seed{self.data_seed}_start{self.start:g}"
+        start = "" if self.start is None else f"_start{self.start:g}"
+        return f"{arm}_{setting}_seed{self.data_seed}{start}"
 
 
 def check(config: Any) -> None:
@@ -95,10 +96,10 @@ class Claims:
     def runs(self, arm: str) -> list[Run]:
         """All settings of an arm."""
         data, several = self.config.data, len(self.config.data.starts) > 1
-        starts = data.starts if several or arm == "theirs" else (math.nan,)
+        starts = data.starts if several or arm == "theirs" else (None,)
         settings = zip(data.ranks, data.zeros, data.kappas, strict=True)
         return [
-            Run(arm, self.kind, *setting, seed, float(start))
+            Run(arm, self.kind, *setting, seed, start)
             for setting in settings for seed in data.seeds for start in starts
         ]  # fmt: skip
 
@@ -133,8 +134,9 @@ class Claims:
 
     def member(self, run: Run) -> Member:
         """A run's part of its program's inputs."""
-        gamma = math.exp(run.start) if math.isfinite(run.start) else math.nan
-        if math.isnan(gamma):
+        if run.start is not None:
+            gamma = math.exp(run.start)
+        else:
             covariance = np.cov(self.draw(run, "largest variance"), rowvar=False)
             gamma = float(np.linalg.eigvalsh(covariance)[-1])
         return Member(self.config.train.seed, run.kappa, gamma, rule=self.numbers(run))
