@@ -72,7 +72,8 @@ def build(plan: Plan, dim: int) -> GaussianVAE:
     return model.clone(linear_variance=True)
 
 
-def _adaptive(plan: Plan, dim: int, member: Member) -> homotopy.Homotopy:
+def adaptive(plan: Plan, dim: int, member: Member) -> homotopy.Homotopy:
+    """The rule that finds the count, in plan.steps steps."""
     return homotopy.adaptive(dim, plan.steps, patience=plan.patience, release=RELEASE)
 
 
@@ -87,7 +88,7 @@ class Given(NamedTuple):
     held_out: Array  # [n, D], rows that are not trained on
 
 
-def _objective(model: GaussianVAE) -> Objective:
+def objective(model: GaussianVAE) -> Objective:
     """`gaussian_vae`, whose residual is that of held-out rows.
 
     The homotopy then lets gamma fall, and opens latents, by what the decoder has understood. By
@@ -129,10 +130,10 @@ def _program(plan: Plan, phase: str, shape: tuple[int, int], held: int) -> Progr
         beta2=0.99,
         weight_decay=WEIGHT_DECAY,
     )
-    rule = functools.partial(_adaptive, plan, dim) if finding else _at_the_count
+    rule = functools.partial(adaptive, plan, dim) if finding else _at_the_count
     member = stack_members([Member(0, plan.latents, 1.0)])
     return Program(
-        _objective(build(plan, dim)), settings, member, np.zeros(shape, np.float32),
+        objective(build(plan, dim)), settings, member, np.zeros(shape, np.float32),
         plan.batch_size, given=Given(jnp.zeros((1, dim)), jnp.zeros((1, held, dim))), rule=rule,
     )  # fmt: skip
 
