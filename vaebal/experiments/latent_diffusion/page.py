@@ -203,7 +203,7 @@ def write(
         ends=sorted(set(column(priors, "steps"))),
         sizes=sorted(set(column(priors, "parameters"))),
     )  # fmt: skip
-    took = report.training_took([*autoencoders, *priors])
+    took = report.training_took([*rows.values()])
     drawn = [
         Figure("samples", "Samples", functools.partial(draw_samples, config, pictures, images))
     ]
