@@ -19,7 +19,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     # gamma starts at the data's variance per pixel, the value total collapse would leave
     # it at, and the posterior at a variance of exp(-3): all latents start informative,
     # and are pruned as gamma falls. From gamma = 1 and sigma^2 = 1 the net with residual
-    # skips alone collapses to 0 of 50 latents: results/mnist_from_gamma_1.
+    # skips alone collapses to 0 of 50 latents: results/earlier/mnist_from_gamma_1.
     config.model.gamma = 0.067
     config.model.log_var_init = -3.0
     config.train.learning_rate = 3e-3

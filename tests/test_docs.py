@@ -1,5 +1,6 @@
 """The pages' programs run as they stand, and end with what the pages say."""
 
+import configparser
 import os
 import re
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 # Pages of which the Python blocks, one after the other, are a program that checks its own end.
@@ -51,6 +53,27 @@ def _anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in told}
 
 
+def test_the_constraints_pin_what_is_installed_at_versions_that_are_allowed():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    extras = setup["options.extras_require"]
+    asked = "\n".join([setup["options"]["install_requires"], extras["test"], extras["docs"]])
+    asked = {Requirement(line).name: Requirement(line) for line in asked.split("\n") if line}
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    assert {pin.name for pin in pinned} == {*asked, "jaxlib"}
+    for python in ("3.11", "3.12", "3.13"):
+        here = [
+            pin
+            for pin in pinned
+            if not pin.marker or pin.marker.evaluate({"python_version": python})
+        ]
+        assert sorted(pin.name for pin in here) == sorted({*asked, "jaxlib"})
+    for pin in pinned:
+        (version,) = pin.specifier
+        assert pin.name == "jaxlib" or version.version in asked[pin.name].specifier
+
+
 def test_every_page_with_a_program_is_run():
     told = {page.name for page in (ROOT / "docs").glob("*.md") if "```python" in page.read_text()}
     assert told == {*PROGRAMS, *RUN_ELSEWHERE}
@@ -74,7 +97,8 @@ def test_a_program_runs_to_what_it_says_it_ends_with(page, tmp_path):
     assert file.read_text().count("assert ") == program_of(page).count("assert ") > 0
     done = subprocess.run(
         [sys.executable, "-W", "error", str(file)], cwd=tmp_path, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONOPTIMIZE": ""}, timeout=600, check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONOPTIMIZE": "", "XLA_FLAGS": ""},
+        timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout

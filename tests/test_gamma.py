@@ -27,7 +27,7 @@ from vaebal.training.checkpoints import Checkpoints
 from vaebal.training.step import init_state
 
 ARMS = (
-    *("adaptive", "fixed at adaptive", "settled after adaptive"),
+    *("adaptive", "fixed at adaptive", "settled after adaptive", "plain 1e-2 after adaptive"),
     *("learned 1e-2", "adam 1e-2", "annealed 1.0 to adaptive"),
 )
 RANKS, SEEDS, STEPS = (1, 2), (0, 1), 8
@@ -64,7 +64,8 @@ def test_every_run_has_a_whole_row_and_history(finished):
     for (arm, rank, seed), row in rows.items():
         numbers = [value for value in row.values() if isinstance(value, float)]
         assert np.isfinite(numbers).all()
-        assert (row["steps"], row["kappa"], row["test_images"]) == (STEPS, 4, 32)
+        length = 2 if arm.startswith("plain") else 1
+        assert (row["steps"], row["kappa"], row["test_images"]) == (length * STEPS, 4, 32)
         assert len(row["kl_per_dimension"]) == len(row["variance_per_dimension"]) == 4
         assert row["kl"] == pytest.approx(sum(row["kl_per_dimension"]), rel=1e-5)
         assert len(row["factor_r2"]) == rank
@@ -75,7 +76,7 @@ def test_every_run_has_a_whole_row_and_history(finished):
         assert row["error_train"] != row["error_mean"]
         folder = path / "runs" / gamma.Run(arm, rank, seed).name
         history = list(map(json.loads, (folder / "history.jsonl").read_text().splitlines()))
-        assert [entry["epoch"] for entry in history] == [1, 2]
+        assert [entry["epoch"] for entry in history] == [1, 2, 3, 4][: 2 * length]
         assert history[-1]["gamma"] == pytest.approx(row["gamma"], rel=1e-6)
         with np.load(folder / "arrays.npz") as pictures:
             for name in ("images", "reconstructions", "samples"):
@@ -160,13 +161,21 @@ def test_a_settled_run_goes_on_where_its_arm_ended(finished, monkeypatch):
     assert of(run.arm)["error_sampled"] < of("adaptive")["error_sampled"]
 
 
+def test_a_plain_run_has_the_latents_that_its_arm_counted_and_begins_anew():
+    config, arm = tiny(), gamma_arms.parse("plain 1e-2 after adaptive", 0.5)
+    plain = gamma_arms.member(config, arm, 1, 2.0, {"gamma": 0.5, "open": 3})
+    assert (plain.seed, plain.latents, plain.gamma, plain.rule) == (1, 3, 2.0, {"rate": 1e-2})
+    stopped = gamma_arms.member(config, arm, 1, 2.0, {"stopped": 7})
+    assert np.isnan(stopped.gamma)
+
+
 @pytest.mark.parametrize(
     ("changes", "ranks", "expected"),
     [
         ({}, 2, "all"),
         ({}, 1, "all"),
-        ({"train__device_bytes": 64 * 192 * 4 * 12}, 2, "rank"),  # the 12 runs of one r
-        ({"train__device_bytes": 64 * 192 * 4 * 12 - 1}, 2, "none"),
+        ({"train__device_bytes": 64 * 192 * 4 * 14}, 2, "rank"),  # the 14 runs of one r
+        ({"train__device_bytes": 64 * 192 * 4 * 14 - 1}, 2, "none"),
         ({"model__width": 512}, 2, "none"),  # its products fill the cores
         ({"data__name": "rendered"}, 2, "all"),
         ({"data__name": "digits"}, 1, "all"),
@@ -214,6 +223,7 @@ def test_every_training_seed_has_data_of_its_own(finished):
     np.testing.assert_array_equal(second, again)
 
 
+@pytest.mark.slow
 def test_latents_never_opened_are_evaluated_as_the_priors(tmp_path, monkeypatch):
     """Training masks them; the evaluated model has them on Theorem 2's stationary set."""
     monkeypatch.setattr(gamma_report, "write", lambda *args: None)
@@ -266,6 +276,7 @@ def test_the_same_command_again_trains_nothing(finished, monkeypatch):
     assert again == list(rows.values())
 
 
+@pytest.mark.slow
 def test_a_seed_among_others_is_the_seed_alone(finished, tmp_path, monkeypatch):
     _, rows = finished
     monkeypatch.setattr(gamma_report, "write", lambda *args: None)
@@ -278,6 +289,7 @@ def test_a_seed_among_others_is_the_seed_alone(finished, tmp_path, monkeypatch):
         assert other != pytest.approx(among[name], rel=1e-4), name  # so it could fail
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_takes_with_it_those_that_need_its_gamma_and_no_other(
     finished, tmp_path, monkeypatch
 ):
@@ -314,6 +326,7 @@ def test_a_run_that_stops_takes_with_it_those_that_need_its_gamma_and_no_other(
     assert str(error.value) == said
 
 
+@pytest.mark.slow
 def test_rows_too_large_for_the_device_are_streamed_into_the_same_run(
     finished, tmp_path, monkeypatch
 ):
@@ -410,6 +423,7 @@ def test_the_share_of_a_latent_that_one_factor_explains():
         ("held .2", ("held", 0.2, "")),
         ("annealed 2e-3 to learned 1e-3", ("annealed", 2e-3, "learned 1e-3")),
         ("settled after adaptive", ("settled", 0.02, "adaptive")),
+        ("plain 5e-3 after adaptive", ("plain", 5e-3, "adaptive")),
         ("fixed at annealed 2e-3 to adaptive", ("fixed", 0.0, "annealed 2e-3 to adaptive")),
     ],
 )
@@ -424,7 +438,7 @@ def test_arms_are_read(text, expected):
         *("", "adaptiv", "adaptive 1e-3", "learned", "learned fast", "learned 0", "learned -1e-3"),
         *("learned inf", "learned nan", "learned 1e-3 1e-2", "adam", "annealed 1e-3", "fixed"),
         *("annealed 1e-3 to", "annealed to adaptive", "fixed at", "fixed adaptive", "Adaptive"),
-        *("settled", "settled after", "settled at adaptive"),
+        *("settled", "settled after", "settled at adaptive", "plain 1e-2 after", "plain after x"),
     ],
 )
 def test_arms_that_none_spells_are_told(text):

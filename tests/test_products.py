@@ -119,7 +119,7 @@ def test_every_product_of_a_step_takes_bfloat16_and_gives_float32(name, x):
     """... and nothing else is bfloat16 but factors on their way into one."""
     model = built(name, jnp.bfloat16)
     eps = latent_noise(stream(0, "test"), len(x), K)
-    params = init_params(model, stream(0, "init"), x.mean(0))
+    params = jax.eval_shape(lambda: init_params(model, stream(0, "init"), x.mean(0)))
     step = jax.make_jaxpr(jax.grad(lambda p: loss_and_terms(model, p, x, eps)[0]))(params)
     kernels = sum(leaf.ndim > 1 for leaf in jax.tree.leaves(params))
     products = 0
@@ -176,3 +176,32 @@ def test_master_weights_and_moments_stay_float32(x):
     kernel, before = (s.params["decoder"]["block1a"]["kernel"] for s in (new, state))
     assert (np.asarray(kernel) != before).mean() > 0.9
     assert (kernel.astype(jnp.bfloat16) != before.astype(jnp.bfloat16)).mean() < 0.1
+
+
+def _precisions(jaxpr):
+    """Of all products in a jaxpr, those of its inner ones too."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            yield equation.params["precision"]
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")
+        ):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from _precisions(inner)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("products", "wanted"), [("float32", "HIGHEST"), ("tensorfloat32", "DEFAULT")]
+)
+def test_products_are_exact_wherever_nothing_else_is_asked_for(x, name, products, wanted):
+    """An accelerator's own way with float32 (TF32: errors of 3e-4) is not taken unasked."""
+    model = built(name, nets.PRODUCTS[products])
+    params = init_params(model, stream(0, "init"), x.mean(0))
+    eps = latent_noise(stream(0, "noise"), len(x), K)
+    loss = jax.grad(lambda params: loss_and_terms(model, params, x, eps)[0])
+    found = list(_precisions(jax.make_jaxpr(loss)(params).jaxpr))
+    assert len(found) > 20
+    precision = jax.lax.Precision[wanted]
+    assert all(each in (precision, (precision, precision)) for each in found)

@@ -147,9 +147,9 @@ VARIANTS = (  # residual, affine, kappa, factor on the learning rate, seed
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("float64", "epochs", "tolerance"),
-    [(True, 200, 1e-12), pytest.param(False, 20, 1e-5, marks=pytest.mark.slow)],
+    ("float64", "epochs", "tolerance"), [(True, 200, 1e-12), (False, 20, 1e-5)]
 )
 def test_members_of_all_skips_equal_the_static_models_alone(
     small_vae, pixels, float64, epochs, tolerance
@@ -260,6 +260,7 @@ def guards(*numbers, rate=0.02, **others):
 LONG = SETTINGS._replace(total_steps=10_000)
 
 
+@pytest.mark.slow
 def test_an_adaptive_gamma_stays_above_the_guarded_residual(small_vae, pixels):
     """A guard of 0 is the closed form; one of .8 holds gamma above the residual that is left."""
     stack = guards(0.0, 0.8)
@@ -280,6 +281,7 @@ def test_an_adaptive_gamma_stays_above_the_guarded_residual(small_vae, pixels):
     assert metrics["gamma"][1] > 2 * metrics["squared_error"][1] / 16
 
 
+@pytest.mark.slow
 def test_a_released_guard_lets_gamma_become_stationary(small_vae, pixels):
     """Where it is kept it does not, see the test above."""
     settings = SETTINGS._replace(total_steps=400)

@@ -5,6 +5,7 @@ disk, damaged checkpoints); 75 stopped on notice with everything saved, start ag
 outside training.
 """
 
+import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -36,6 +37,19 @@ def found(config: str) -> str:
     if not Path(name).exists() and shipped.exists():
         name = str(shipped)
     return name + colon + variant
+
+
+def require_config(argv: Sequence[str]) -> None:
+    """Raises an InputError that names the shipped configs where --config= is no file."""
+    for config in (arg.removeprefix("--config=") for arg in argv if arg.startswith("--config=")):
+        file = Path(config.partition(":")[0])
+        if not file.exists():
+            names = sorted(path.stem for path in shipped_configs().glob("*.py"))
+            close = difflib.get_close_matches(file.stem, names, n=1)
+            raise InputError(
+                f"--config={config} is no file: "
+                + (f"did you mean {close[0]!r}?" if close else f"give one, or of {names}.")
+            )
 
 
 def _main(argv: Sequence[str]) -> int:
@@ -76,6 +90,7 @@ def _join_processes() -> None:
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines this program's flags, in `values`."""
+    require_config(sys.argv)
     shared = {"flag_values": values}
     config_flags.DEFINE_config_file(
         "config",

@@ -62,7 +62,8 @@ class BalancedVAE(TransformerMixin, BaseEstimator):
       history_: what training told, a dictionary a chunk: "phase" 0 finds the count and 1 settles.
       certificate_: `vaebal.diagnose` of the held-out samples, or of all where fewer than 100 are
         held out; None where there are fewer than 100.
-      n_features_in_, image_shape_: of the data; (H, W, C) or None.
+      n_features_in_: D of the data.
+      image_shape_: (H, W, C) of it, or None.
     """
 
     def __init__(

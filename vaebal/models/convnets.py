@@ -24,6 +24,7 @@ from vaebal.models.nets import (
     dense,
     he_normal,
     latent_heads,
+    precision,
     product,
     rounded,
     skip_gate,
@@ -99,7 +100,8 @@ def _convolution_forward(products, x, kernel, strides, padding):
     factors = rounded((x, kernel), products)
     y = jax.lax.conv_general_dilated(
         *factors, strides, padding,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"), preferred_element_type=x.dtype,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=precision(products),
+        preferred_element_type=x.dtype,
     )  # fmt: skip
     return y, factors
 
@@ -107,8 +109,9 @@ def _convolution_forward(products, x, kernel, strides, padding):
 def _convolution_backward(products, strides, padding, factors, g):
     (x, kernel), (low,) = factors, rounded((g,), products)
     convolve = functools.partial(
-        jax.lax.conv_general_dilated, window_strides=(1, 1), preferred_element_type=g.dtype
-    )
+        jax.lax.conv_general_dilated, window_strides=(1, 1), precision=precision(products),
+        preferred_element_type=g.dtype,
+    )  # fmt: skip
     sizes = zip(x.shape[1:3], kernel.shape[:2], g.shape[1:3], strides, padding, strict=True)
     # Every output pixel meets the input pixels under its window, and no others.
     of_x, of_kernel = [], []

@@ -53,10 +53,12 @@ def fit(
         while done < epochs and late.running:
             until_checkpoint = epochs_per_checkpoint - done % epochs_per_checkpoint
             count = min(epochs_per_chunk, epochs - done, until_checkpoint)
+            begun = time.perf_counter()
             state, metrics = program.run(state, count)
+            took = time.perf_counter() - begun
             done += count
             late.settle()
-            late.waiting = (done, count, metrics)
+            late.waiting = (done, count, metrics, took)
             leave = notice.given(range(done - count + 1, done + 1))
             if leave or count == until_checkpoint or done == epochs or not late.running:
                 late.settle()
@@ -76,20 +78,23 @@ class _Late:
     def __init__(self, report: Report, strict: Checkpoints | None):
         """`strict`: where a member that stops ends it all, what is kept."""
         self._report, self._strict = report, strict
-        self.waiting: tuple[int, int, Metrics] | None = None
+        # (epochs done, epochs in the chunk, metrics, seconds that its call took)
+        self.waiting: tuple[int, int, Metrics, float] | None = None
         self.running, self._last = True, time.perf_counter()
 
     def settle(self) -> None:
         """Waits for what is on its way and reports it."""
         if self.waiting is None:
             return
-        *counts, metrics = jax.device_get(self.waiting)
+        *counts, metrics, took = jax.device_get(self.waiting)
         self.waiting = None
         self.running = (metrics["stopped"] < 0).any()
         if self._strict is not None:
             _require_running(metrics["stopped"], self._strict)
         now = time.perf_counter()
-        self._report(*counts, metrics, now - self._last)
+        # A GPU's loops are driven by the host: the call lasts as long as the chunk, and the chunk
+        # before it is told after it.
+        self._report(*counts, metrics, max(now - self._last, took))
         self._last = now
 
 

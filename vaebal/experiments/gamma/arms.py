@@ -19,17 +19,28 @@ class Arm:
     """How gamma moves.
 
     Attributes:
-      name: as in the config: "adaptive", "guarded", "learned RATE", "adam RATE", "held GAMMA",
-        "annealed RATE to ARM", "fixed at ARM", "settled after ARM".
+      name: as in the config: "adaptive", "adaptive PATIENCE", "guarded", "learned RATE", "adam
+        RATE", "held GAMMA", "annealed RATE to ARM", "fixed at ARM", "settled after ARM", "plain
+        RATE after ARM", "plain RATE of K".
       kind: its first word.
       number: nats of log gamma a step, at most, or gamma where it is held; 0 where it is fixed.
-      of: the arm whose final gamma this one ends at, or that it goes on from; "" for others.
+      of: the arm whose final gamma this one ends at, that it goes on from, or whose number of
+        latents it has; "" for others.
+      patience: steps before the next latent opens, if it says so; 0: the config's.
+      latents: kappa, if it says so; 0: the config's.
     """
 
     name: str
     kind: str
     number: float
     of: str = ""
+    patience: float = 0.0
+    latents: int = 0
+
+    @property
+    def lengths(self) -> int:
+        """How many times `train.epochs` it takes: "plain" the steps of ARM and what settles it."""
+        return 2 if self.kind == "plain" else 1
 
 
 def parse(text: str, fastest: float) -> Arm:
@@ -41,6 +52,8 @@ def parse(text: str, fastest: float) -> Arm:
     match text.split():
         case ["adaptive" | "guarded"]:
             return Arm(text, text, fastest)
+        case ["adaptive", steps] if _is_positive(steps) and float(steps) >= 1:
+            return Arm(text, "adaptive", fastest, patience=float(steps))
         case ["learned" | "adam" | "held" as kind, number] if _is_positive(number):
             return Arm(text, kind, float(number))
         case ["annealed", rate, "to", *of] if of and _is_positive(rate):
@@ -49,10 +62,15 @@ def parse(text: str, fastest: float) -> Arm:
             return Arm(text, "fixed", 0.0, " ".join(of))
         case ["settled", "after", *of] if of:
             return Arm(text, "settled", RELEASED_RATE, " ".join(of))
+        case ["plain", rate, "after", *of] if of and _is_positive(rate):
+            return Arm(text, "plain", float(rate), " ".join(of))
+        case ["plain", rate, "of", latents] if latents.isdecimal() and _is_positive(rate):
+            return Arm(text, "plain", float(rate), latents=int(latents))
     raise InputError(
-        f"train.arms holds {text!r}: an arm is 'adaptive', 'guarded', 'learned RATE', 'adam "
-        "RATE', 'held GAMMA', 'annealed RATE to ARM', 'fixed at ARM' or 'settled after ARM', with "
-        "a RATE in nats of log γ a step."
+        f"train.arms holds {text!r}: an arm is 'adaptive', 'adaptive PATIENCE', 'guarded', "
+        "'learned RATE', 'adam RATE', 'held GAMMA', 'annealed RATE to ARM', 'fixed at ARM', "
+        "'settled after ARM', 'plain RATE after ARM' or 'plain RATE of K', with a RATE in nats of "
+        "log γ a step and a PATIENCE of at least one step."
     )
 
 
@@ -72,7 +90,7 @@ def arms(config: Any) -> list[Arm]:
     found: list[Arm] = []
     for text in checks.distinct(config, "train.arms"):
         arm = parse(text, config.train.fastest)
-        if arm.of.startswith(("fixed", "held", "settled")):
+        if arm.of.startswith(("fixed", "held", "settled", "plain")):
             raise InputError(
                 f"train.arms holds {text!r}: {arm.of!r} did not find its γ itself; name the arm "
                 "that it comes from."
@@ -81,6 +99,15 @@ def arms(config: Any) -> list[Arm]:
             raise InputError(
                 f"train.arms holds {text!r}, but {arm.of!r} is not run before it, so its final γ "
                 "is not known: put it earlier in the list."
+            )
+        if arm.patience and not config.train.patience:
+            raise InputError(
+                f"train.arms holds {text!r}, and train.patience=0 has all latents open from the "
+                "start: set train.patience above 0 (an arm that says its own has that one)."
+            )
+        if arm.latents > config.model.latents or text.endswith(" of 0"):
+            raise InputError(
+                f"train.arms holds {text!r}: K must be 1 to model.latents={config.model.latents}."
             )
         found.append(arm)
     return found
@@ -104,7 +131,7 @@ def _guarded(
     memory: int,
     slowest: float,
     release: tuple[float, float] | None,
-    patience: float,
+    opens: bool,
 ) -> Homotopy:
     rule = homotopy.guarded(
         member.rule["rate"],
@@ -114,9 +141,9 @@ def _guarded(
         slowest=slowest,
         release=release,
     )
-    if not patience:
+    if not opens:
         return rule
-    return homotopy.one_by_one(rule, patience=patience, memory=memory)
+    return homotopy.one_by_one(rule, patience=member.rule["patience"], memory=memory)
 
 
 def rule(kind: str, config: Any, dim: int, steps: int) -> Any:
@@ -128,7 +155,7 @@ def rule(kind: str, config: Any, dim: int, steps: int) -> Any:
     """
     train = config.train
     match kind:
-        case "learned" | "settled":
+        case "learned" | "settled" | "plain":
             return _learned
         case "annealed":
             return _annealed
@@ -139,7 +166,7 @@ def rule(kind: str, config: Any, dim: int, steps: int) -> Any:
             return functools.partial(
                 _guarded, dim=dim, memory=train.guard_memory, slowest=train.slowest,
                 release=(start * steps, end * steps) if kind == "adaptive" else None,
-                patience=train.patience,
+                opens=train.patience > 0,
             )  # fmt: skip
     return lambda member: homotopy.fixed()  # "fixed", "held": where gamma starts
 
@@ -159,11 +186,15 @@ def member(config: Any, arm: Arm, seed: int, gamma_start: float, of: Row) -> Mem
             start, numbers = gamma_of, {}
         case "settled":
             start, latents = gamma_of, of.get("open", latents)
+        case "plain":
+            latents = arm.latents or of.get("open", latents)
+            start = gamma_of if arm.of and math.isnan(gamma_of) else start
         case "held":
             start, numbers = arm.number, {}
         case "annealed":
             numbers |= {"end": gamma_of}
             start = gamma_of if math.isnan(gamma_of) else start
         case "adaptive" | "guarded":
-            numbers |= {"guard": config.train.guard}
+            patience = float(arm.patience or config.train.patience)
+            numbers |= {"guard": config.train.guard, "patience": patience}
     return Member(seed, latents, start, rule=numbers)

@@ -48,7 +48,9 @@ def _model() -> ml_collections.ConfigDict:
     model.residual = True  # skips between decoder layers
     model.affine_skip = True  # eq. 5's skip from z to x
     model.encoder_skip = False  # mlp: and one from x to the posterior mean, its mirror
-    model.products = "float32"  # "bfloat16": of products' factors; for gamma above 1e-4
+    # "tensorfloat32": products as an Nvidia GPU takes float32, for gamma above 1e-5; "bfloat16":
+    # of products' factors, for gamma above 1e-4.
+    model.products = "float32"
     # Blocks of "conv" keep their inputs alone and are computed anew for the gradient: less
     # memory, about a third more work.
     model.remat = False
@@ -63,10 +65,12 @@ def _model() -> ml_collections.ConfigDict:
 
 def _train() -> ml_collections.ConfigDict:
     train = ml_collections.ConfigDict()
-    # "adaptive" (guarded by the residual's largest variance, released at the end), "guarded"
-    # (never released), "learned RATE" (closed form, at most RATE nats of log gamma a step),
-    # "adam RATE", "annealed RATE to ARM", "fixed at ARM", "held GAMMA" (from the start), "settled
-    # after ARM" (as many epochs more, from where that arm ended, with its open latents).
+    # "adaptive" (guarded by the residual's largest variance, released at the end), "adaptive
+    # PATIENCE" (with a patience of its own), "guarded" (never released), "learned RATE" (closed
+    # form, at most RATE nats of log gamma a step), "adam RATE", "annealed RATE to ARM", "fixed at
+    # ARM", "held GAMMA" (from the start), "settled after ARM" (as many epochs more, from where that
+    # arm ended, with its open latents), "plain RATE after ARM" (from new weights with as many
+    # latents, twice the epochs), "plain RATE of K" (with K).
     train.arms = ("adaptive", "fixed at adaptive", "learned 1e-3", "learned 1e-1")
     train.guard = 0.8  # the adaptive gamma stays above so much of the residual's largest variance
     # Steps over which that variance is averaged. gamma never rises again, so of a noisy average the

@@ -13,8 +13,12 @@ from vaebal.data import ImageSet
 from vaebal.experiments import report
 from vaebal.experiments.gamma import order
 from vaebal.experiments.report import Row, column, rows_with
+from vaebal.experiments.table1 import PAPER, PAPER_DATA
 
-HUES = {"learned": "Blues", "adam": "Greens", "annealed": "Purples", "held": "Greys"}
+HUES = {
+    **{"learned": "Blues", "adam": "Greens", "annealed": "Purples", "held": "Greys"},
+    **{"plain": "Greens", "adaptive": "YlOrRd"},
+}
 EDGED, HOLLOW = {"markeredgecolor": "k"}, {"markerfacecolor": "w"}
 # By kind of arm: marker, its size, line, the rest of its look, and what the legend says.
 _MARKS = {
@@ -24,6 +28,7 @@ _MARKS = {
     "adaptive": ("*", 10, "none", EDGED, "adaptive homotopy, at its mean speed"),
     "guarded": ("P", 6, "none", EDGED, "guarded to the end, at its mean speed"),
     "settled": ("D", 4.5, "none", EDGED, "gone on with, at the count found"),
+    "plain": ("d", 4.5, "none", HOLLOW, "learned anew, at the count found"),
     "fixed": ("x", 5, "none", {}, "γ fixed from scratch"),
     "held": ("v", 5, "none", {}, "γ held at a value"),
 }
@@ -37,17 +42,17 @@ def looks(arms: Iterable[str]) -> dict[str, dict[str, Any]]:
     """A line's style for every arm: hue by kind, darker if faster; fixed dashed, as its source."""
     arms = order.in_order(arms)
     moving = order.in_order(order.source(arm) for arm in arms)
-    styles: dict[str, dict[str, Any]] = {
-        "adaptive": {"color": report.COLOURS[1], "marker": "*"},
-        "guarded": {"color": report.COLOURS[3], "marker": "P"},
-    }
+    styles: dict[str, dict[str, Any]] = {}
     for name, hue in HUES.items():
         members = [arm for arm in moving if order.kind(arm) == name]
         for shade, arm in zip(np.linspace(0.3, 1.0, len(members) + 1)[1:], members, strict=True):
-            styles[arm] = {"color": plt.get_cmap(hue)(shade), "marker": "o"}
+            styles[arm] = {"color": plt.get_cmap(hue)(shade), "marker": MARKS[name]["marker"]}
+    styles["guarded"] = {"color": report.COLOURS[3], "marker": "P"}
+    styles["adaptive"] = {"color": report.COLOURS[1], "marker": "*"}
     aside = {
         "fixed": {"marker": "x", "linestyle": "--"},
         "settled": {"marker": "D", "linestyle": "-."},
+        "plain": {"marker": "d", "linestyle": ":"},
         "held": {"marker": "v"},
     }
     return {arm: styles[order.source(arm)] | aside.get(order.kind(arm), {}) for arm in arms}
@@ -178,6 +183,42 @@ def draw_speed(rows: Sequence[Row]) -> plt.Figure:
     return figure
 
 
+def draw_front(rows: Sequence[Row]) -> plt.Figure:
+    """Test error and bound against the number of active latents, a point a run, a look a kind.
+
+    Left and below is better; the paper's five points where the data is its own.
+    """
+    bound = "nll" if all("nll" in row for row in rows) else "negative_elbo"
+    figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.9))
+    styles, kinds = looks(column(rows, "arm")), [k for k in MARKS if order.arms_of(rows, k)]
+    for axis, field, paper in zip(axes, ("error_mean", bound), (0, 1), strict=True):
+        for row in rows:
+            look = MARKS[order.kind(row["arm"])] | {"label": "", "linestyle": "none"}
+            colour = styles[row["arm"]]["color"]
+            axis.plot(row[order.ACTIVE], row[field], **look | {"color": colour})
+        if rows[0]["data"] == PAPER_DATA:
+            axis.plot(
+                [theirs[2] for theirs in PAPER.values()],
+                [theirs[paper] for theirs in PAPER.values()],
+                color="k", marker="s", markersize=5, linestyle="none", zorder=0,
+            )  # fmt: skip
+        axis.set_xscale("log")
+        _log_ticks(axis.xaxis, "{x:g}", "{x:g}")
+        axis.set_xlabel("active latents")
+    axes[0].set_yscale("log")
+    _log_ticks(axes[0].yaxis, "{x:g}", "{x:g}")
+    axes[0].set_title("test error  Σ(x−x̂)²", fontsize=10)
+    title = "NLL, an upper bound (nats)" if bound == "nll" else "−ELBO (nats)"
+    axes[1].set_title(title, fontsize=10)
+    marks = [plt.Line2D([], [], color="0.25", **MARKS[name] | {"linestyle": "none"})
+             for name in kinds]  # fmt: skip
+    if rows[0]["data"] == PAPER_DATA:
+        marks.append(plt.Line2D([], [], color="k", marker="s", markersize=5, linestyle="none",
+                                label="the paper, κ = 50 … 784"))  # fmt: skip
+    _legend(figure, marks, most=3)
+    return figure
+
+
 def draw_dimensions(known: Sequence[Row]) -> plt.Figure:
     """Active dimensions against the true r, known of every row; a panel an arm, seeds abreast."""
     arms, ranks = order.arms_of(known), order.ranks_of(known)
@@ -202,7 +243,7 @@ def draw_dimensions(known: Sequence[Row]) -> plt.Figure:
             axis.plot(
                 rank + offsets, column(seeds, order.ACTIVE), linestyle="none",
                 color=styles[arm]["color"], marker=styles[arm]["marker"],
-                markersize=5 if arm == "adaptive" else 3,
+                markersize=5 if order.kind(arm) == "adaptive" else 3,
             )  # fmt: skip
         share = order.count(rows_with(known, arm=arm))
         axis.set_title(f"{order.shown(arm)}\nactive = r in {share}", fontsize=8)
@@ -233,7 +274,7 @@ def draw_homotopy(histories: Mapping[order.Key, list[dict]], images: ImageSet) -
     }
     figure, axes = plt.subplots(1, 3, figsize=(11.0, 3.4))
     for (arm, _, _), entries in runs.items():
-        first = arm == "adaptive"
+        first = order.kind(arm) == "adaptive"
         line = lines[arm] | {"linewidth": 1.5 if first else 0.9, "zorder": 3 if first else 2}
         steps = [max(entry["step"], 1) for entry in entries]
         for axis, name in zip(axes, ("latent_gradient", "gamma", "active"), strict=True):

@@ -13,7 +13,7 @@ Key = tuple[str, int, int]  # arm, r, seed
 
 MOVING = ("learned", "adam", "annealed")  # at a speed that the arm says
 STILL = ("fixed", "held")
-ASIDE = ("settled", *STILL)  # with no speed of descent
+ASIDE = ("settled", "plain", *STILL)  # with no speed of descent
 KINDS = ("adaptive", "guarded", *MOVING, *ASIDE)
 ACTIVE = "active_0.01"
 
@@ -24,8 +24,8 @@ def kind(arm: str) -> str:
 
 
 def source(arm: str) -> str:
-    """The arm whose gamma* `arm` is fixed at, or that it goes on from; of others itself."""
-    return arm.removeprefix("fixed at ").removeprefix("settled after ")
+    """The arm whose gamma* `arm` is fixed at, that it goes on from or counts by; else itself."""
+    return arm.rpartition(" after ")[2].removeprefix("fixed at ")
 
 
 def rate(arm: str) -> float:
@@ -45,9 +45,8 @@ def in_order(arms: Iterable[str]) -> list[str]:
 
     def place(arm: str) -> tuple:
         moving = source(arm)
-        numbered = kind(moving) in (*MOVING, "held")
-        number = float(moving.split()[1]) if numbered else 0.0
-        return kind(arm) in STILL, KINDS.index(kind(moving)), number, arm
+        numbers = [float(word) for word in moving.split() if word[0].isdecimal() or word[0] == "."]
+        return kind(arm) in STILL, KINDS.index(kind(moving)), numbers[::-1], arm
 
     return sorted(set(arms), key=place)
 
@@ -62,6 +61,10 @@ def shown(arm: str) -> str:
     """`arm` as readers see it."""
     if kind(arm) == "held":
         return arm.replace("held", "γ held at")
+    arm = arm.replace("adaptive ", "adaptive, patience ")
+    if kind(arm) == "plain":
+        arm = arm.replace("plain", "learned").replace(" of ", ", κ = ")
+        return arm.replace(" after ", ", as many latents as ")
     return arm.replace("fixed at ", "fixed at γ* of ").replace(" to ", " to γ* of ")
 
 

@@ -124,6 +124,7 @@ def _figures(
     found = (
         ("Balance over the speed of γ's descent", moves, figures.draw_speed, rows),
         ("Active dimensions against r", known, figures.draw_dimensions, known),
+        ("Error against active latents", not known and len(arms) > 1, figures.draw_front, rows),
         ("Latents and factors", held, figures.draw_factors, held, names),
         ("One latent at a time", traversed, figures.draw_traversals, rows, traversed, images),
         ("Training", told, figures.draw_homotopy, histories, images),
@@ -156,7 +157,7 @@ def write(
       images: for their name, number and shape.
     """
     how, drawn = protocol(config, rows, images), _figures(rows, histories, pictures, images)
-    headline = [drawn.pop(name) for name in ("speed", "dimensions") if name in drawn]
+    headline = [drawn.pop(name) for name in ("speed", "dimensions", "front") if name in drawn]
     hidden = ("−ELBO", "σ² < ½", "MMD² (active)", "factor R²")
     main, summary, paper = (
         table(rows) for table in (tables.main_table, tables.summary_table, tables.paper_table)

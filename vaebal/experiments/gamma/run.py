@@ -240,7 +240,8 @@ class Programs:
         """What a program of `runs` is made of: objective, settings, rule, members and given."""
         config, train, kind = self._config, self._config.train, self._kind(runs)
         images = self._data.of(runs[0])
-        steps = train.epochs * steps_per_epoch(len(images.train), train.batch_size)
+        epochs = self._arms[runs[0].arm].lengths * train.epochs
+        steps = epochs * steps_per_epoch(len(images.train), train.batch_size)
         settled = kind == "settled"
         settings = Optimisation(
             learning_rate=train.settled_learning_rate if settled else train.learning_rate,
@@ -340,9 +341,11 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
     )
 
     def train_group(name: str, group: Sequence[Run], progress: Progress) -> None:
+        schedule = schedule_of(config.train, len(images.train))
+        lengths = next(arm.lengths for arm in found if arm.name == group[0].arm)
         runner.train(
             cells, name, group, lambda: programs.of(group),
-            schedule_of(config.train, len(images.train)),
+            schedule._replace(epochs=lengths * schedule.epochs),
             functools.partial(_evaluate, config, data, programs), progress,
         )  # fmt: skip
 

@@ -1,0 +1,325 @@
+"""Writes docs/claims.md: one row a claim, with numbers read from results/ and never typed in.
+
+python docs/claims.py
+
+What the paper says, and its numbers, stand here; what was measured is computed from the committed
+rows by the functions of `docs/claims_measured.py`, the verdict included. A source's date is kept on
+the page with a digest of the source, and moves when the digest does.
+"""
+
+import datetime
+import hashlib
+import re
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import claims_measured as measured
+from claims_measured import Found, NoRows, Source
+
+DOCS = Path(__file__).resolve().parent
+PAGE = DOCS / "claims.md"
+RESULTS = DOCS.parent / "results"
+
+
+class Claim(NamedTuple):
+    """One row."""
+
+    says: str
+    source: str  # a folder or a page of results/; "" where nothing was run
+    measure: Callable[[Source], Found] | None = None
+    paper: str = "–"
+    command: str = ""  # after `vaebal run --config=`; a whole command if it has a blank
+    data: str = ""  # where the rows do not say; of the config, as in "κ = {model[kappa]}"
+
+
+TABLE_1 = (  # κ, Rec. Err., NLL
+    *((50, 4.98, -315), (100, 3.42, -580), (200, 2.74, -718)),
+    *((400, 2.57, -743), (784, 2.78, -806)),
+)
+PAPER = [
+    Claim(
+        "Theorem 1: the affine VAE has no bad minima",
+        *("theorem1", measured.stationary_points, "proof", "theorem1"),
+        "eigenvalues {data[eigenvalues]}, κ = {model[kappa]}, γ = {model[gamma]}",
+    ),
+    Claim(
+        "Theorem 2: collapsed latents are stationary",
+        *("theorem2/certificates.csv", measured.collapsed_gradients, "proof", "theorem2"),
+        "random networks",
+    ),
+    Claim(
+        "Skip connections are the way out of collapse",
+        *("theorem2/training.csv", measured.ways_out, "argued", "theorem2"),
+        "covariance with variances {data[variances]}, decoders of 3 blocks",
+    ),
+    Claim(
+        "the same in training: the digits from γ = 1",
+        *("digits_kappa", measured.affine_skip, "argued", "digits_kappa"),
+    ),
+    Claim(
+        "Theorem 3: a balanced h needs an unbounded slope at 0",
+        *("theorem3/linear.csv", measured.slopes, "proof", "theorem3"),
+        "rank {linear[rank]}, linear decoders",
+    ),
+    Claim(
+        "Table 2: γ fixed at its learned value gives a higher MMD at the same error",
+        *("network_gamma", measured.fixed_against_learned),
+        paper="MMD 20.2 → 69.6 and 93.3 → 291.8, error × .99 (CelebA)",
+        command="network_gamma",
+    ),
+    Claim(
+        "the same where nothing bends",
+        *("linear_gamma", measured.fixed_against_learned),
+        paper="as above",
+        command="linear_gamma",
+    ),
+    Claim(
+        "the same on drawn scenes of 64×64 pixels",
+        *("rendered64_gamma_quick", measured.fixed_against_learned),
+        paper="as above",
+        command="rendered64_gamma:quick",
+    ),
+    Claim("Table 2 and Figure 1 on CelebA, 64 and 128 pixels", "", command="celeba64_gamma"),
+    *(
+        Claim(
+            f"Table 1, MNIST: error and NLL at κ = {kappa}",
+            *("mnist_kappa_quick", measured.table_1(kappa, error, nll)),
+            paper=f"{error}, −{-nll}",
+            command="mnist_kappa:quick",
+        )
+        for kappa, error, nll in TABLE_1
+    ),
+    Claim(
+        "Table 1: few latents are active, whatever κ",
+        *("mnist_kappa_quick", measured.saturation((10, 22))),
+        paper="10 to 22 for κ = 50 to 784",
+        command="mnist_kappa:quick",
+    ),
+    Claim(
+        "Table 1's sentence: without skips the net collapses",
+        *("mnist_kappa_quick", measured.without_skips),
+        paper="0 latents",
+        command="mnist_kappa:quick",
+    ),
+    Claim(
+        "the same from γ = 1 and a posterior variance of 1",
+        *("earlier/mnist_from_gamma_1", measured.without_skips),
+        paper="0 latents",
+        command="mnist_kappa",
+    ),
+    *(
+        Claim(
+            f"Tables 3 and 4: samples of VAE+ match its reconstructions, {name}",
+            *(folder, measured.second_stage),
+            paper="FID of samples 47.5, of reconstructions 45.6; VAE 64.8, WAE-MMD 66.9 (CelebA)",
+            command=command,
+        )
+        for name, folder, command in (
+            ("MNIST", "mnist_generation_quick", "mnist_generation:quick"),
+            ("drawn scenes", "rendered64_generation_quick", "rendered64_generation:quick"),
+            ("digits", "digits_generation_quick", "digits_generation:quick"),
+        )
+    ),
+    Claim("Tables 3 and 4 on CelebA, 128 pixels", "", command="celeba128_generation"),
+]
+
+OURS = [
+    *(
+        Claim(
+            f"The adaptive homotopy ends with as many active latents as the data has dimensions: "
+            f"{name}",
+            *(folder, measured.exact("adaptive")),
+            command=command,
+        )
+        for name, folder, command in (
+            ("curved manifolds", "network_gamma", "network_gamma"),
+            ("flat cubes", "linear_gamma", "linear_gamma"),
+            ("scenes, 16×16", "rendered16_gamma", "rendered16_gamma"),
+            ("scenes, 64×64", "rendered64_gamma_seeds", "rendered64_gamma:seeds"),
+            ("scenes, 64×64", "earlier/rendered64_gamma_r12", "rendered64_gamma:seeds"),
+        )
+    ),
+    Claim(
+        "γ learned slowly (.002 nats a step) does so as well",
+        *("network_gamma", measured.exact("learned 2e-3")),
+        command="network_gamma",
+    ),
+    Claim(
+        "γ learned as fast as the error falls crowds the latents",
+        *("network_gamma", measured.crowded("learned 1e-1")),
+        command="network_gamma",
+    ),
+    Claim(
+        "γ fixed from scratch does so too",
+        *("network_gamma", measured.crowded("fixed at adaptive")),
+        command="network_gamma",
+    ),
+    *(
+        Claim(
+            f"Noise takes the cost of a fast γ away: white noise of {sigma}",
+            *(f"earlier/network_gamma_noise/{sigma}", measured.beside_adaptive("learned 1e-1")),
+            command="network_gamma",
+        )
+        for sigma in ("0.02", "0.05", "0.1")
+    ),
+    Claim(
+        "MNIST needs as many latents, whatever the seed",
+        *("mnist_gamma", measured.one_count),
+        paper="10 at κ = 50",
+        command="mnist_gamma",
+    ),
+    Claim(
+        "`fit`, given nothing but data, finds their dimension",
+        *("fit", measured.fit_counts),
+        command="python -m vaebal.estimator.validation",
+    ),
+    Claim(
+        "`diagnose` tells the state of a VAE",
+        *("diagnosis/table.md", measured.verdicts),
+        command="python -m vaebal.diagnosis.validation",
+    ),
+    Claim(
+        "Against rivals on the same data, the adaptive homotopy's count is right most often",
+        *("arena", measured.arena),
+        command="arena",
+    ),
+    Claim(
+        "A training step of the MNIST net against PyTorch's best",
+        *("bench/mnist_kappa_cpu.md", measured.step_speed),
+        command="python -m vaebal.bench",
+    ),
+    Claim(
+        "32 digits VAEs in one program against separate runs",
+        *("bench/sweep_digits_kappa_cpu.md", measured.sweep_speed),
+        command="python -m vaebal.bench --what=sweep",
+    ),
+]
+
+WRONG = [
+    Claim(
+        "Theorem 1's number of equivalent minima leaves out the signs of the columns",
+        *("theorem1", measured.copies, "κ!/(κ−r)!", "theorem1"),
+        "eigenvalues {data[eigenvalues]}, κ = {model[kappa]}, γ = {model[gamma]}",
+    ),
+    Claim(
+        "Theorem 2 needs the heads' biases at 0, and the noise averaged",
+        *("theorem2/certificates.csv", measured.conditions, "not said", "theorem2"),
+        "random networks",
+    ),
+    Claim(
+        "Theorem 3's slope is necessary, not sufficient: u^p keeps zero error for p ≤ ½ alone",
+        *("theorem3/power.csv", measured.powers, "not said", "theorem3"),
+        "rank {linear[rank]}, linear decoders",
+    ),
+    Claim(
+        "Table 1's two columns do not fit each other: at κ = 50, the NLL's reconstruction term at "
+        "the γ of its error",
+        "",
+        measured.table_1_columns(4.98, -315, 784),
+        "error 4.98, NLL −315",
+    ),
+]
+
+SHORT = [
+    Claim(
+        "The price of balance without noise: error and −ELBO beside γ learned at .1",
+        *("network_gamma", measured.beside("learned 1e-1")),
+        command="network_gamma",
+    ),
+    Claim(
+        "The price at 64×64 pixels, beside γ fixed at the same value",
+        *("rendered64_gamma_quick", measured.beside("fixed at adaptive")),
+        command="rendered64_gamma:quick",
+    ),
+    Claim(
+        "At r = 12 the count is right and not all of the content: factors predicted from latents",
+        *("earlier/rendered64_gamma_r12", measured.content),
+        command="rendered64_gamma:seeds",
+    ),
+    Claim("The full configs of MNIST and of 64 and 128 pixels, which want a GPU", ""),
+]
+
+SECTIONS = (
+    ("The paper's claims", PAPER),
+    ("What was found here", OURS),
+    ("Where the paper is wrong, or says too little", WRONG),
+    ("Where we fall short", SHORT),
+)
+HEAD = ("claim", "here", "paper", "verdict", "data and seeds", "command, page and date")
+INTRODUCTION = """# Claims
+
+One row a claim, of the paper and of ours. Numbers are computed from the rows in `results/` by
+`python docs/claims.py`, mean ± standard deviation over runs; brackets are Wilson's 95 % intervals.
+The pages have protocol and estimators, [results](results.md) the story. A command is
+`vaebal run --config=` and what stands here; those of earlier pages had other fields, which stand at
+the end of the page.
+
+*Reproduced*: as the paper has it. *Sharpened*: so, and more can be said. *In part*: one number of
+two. *Not reached*: the paper's is better. *Not so here*: measured otherwise. *Holds*, *falls
+short*: ours. *Shown*: what the paper has wrong. *Not run*: no rows."""
+
+
+def line(claim: Claim, dates: dict[str, str]) -> list[str]:
+    """A claim's cells."""
+    source = Source.of(RESULTS, claim.source) if claim.source else None
+    if claim.measure is None or (claim.source and source is None):
+        here = Found("–", "not run")
+    else:
+        try:
+            here = claim.measure(source)
+        except NoRows as missing:
+            here = Found(f"no rows with {missing}", "not run")
+    data = "–"
+    made = [f"`{claim.command}`"] if claim.command else []
+    if source is not None:
+        data = claim.data.format_map(source.config) if claim.data else source.data
+        if source.seeds:
+            data += f"; seed{'' if source.seeds.isdigit() else 's'} {source.seeds}"
+        name = "earlier page" if source.page.startswith("earlier") else "page"
+        made += [f"[{name}](../results/{source.page})", dates[claim.source]]
+    return [claim.says, here.text, claim.paper, here.verdict, data, ", ".join(made) or "–"]
+
+
+def digest(source: str) -> str:
+    """The first letters of the SHA-256 of a source's rows."""
+    return hashlib.sha256(Source.file(RESULTS, source).read_bytes()).hexdigest()[:12]
+
+
+def dated(sources: Sequence[str], page: str) -> dict[str, tuple[str, str]]:
+    """Source: digest and date; a new source's date is Git's, a changed one's today's."""
+    before = dict(re.findall(r"^\| `([^`]+)` \| `(\w+ [-\d]+)`", page, re.M))
+    found = {}
+    for source in sources:
+        old, _, date = before.get(source, "").partition(" ")
+        if not date:
+            file = str(Source.file(RESULTS, source))
+            asked = ["git", "log", "-1", "--follow", "--diff-filter=AM", "--format=%as", "--", file]
+            date = subprocess.run(asked, cwd=DOCS, capture_output=True, text=True).stdout.strip()
+        changed = old not in ("", digest(source))
+        today = datetime.date.today().isoformat()
+        found[source] = (digest(source), today if changed or not date else date)
+    return found
+
+
+def written(page: str) -> str:
+    """The page, of the page as it was."""
+    claims = [claim for _, listed in SECTIONS for claim in listed if claim.source]
+    there = [c.source for c in claims if Source.of(RESULTS, c.source) is not None]
+    sources = dated(sorted(set(there)), page)
+    parts = [INTRODUCTION]
+    for title, listed in SECTIONS:
+        dates = {source: date for source, (_, date) in sources.items()}
+        lines = [line(claim, dates) for claim in listed]
+        rule = [":---"] * len(HEAD)
+        table = ["| " + " | ".join(cells) + " |" for cells in (HEAD, rule, *lines)]
+        parts.append(f"## {title}\n\n" + "\n".join(table))
+    told = [f"| `{name}` | `{mark} {date}` |" for name, (mark, date) in sources.items()]
+    head = ["| rows | digest, and since when |", "| :--- | :--- |"]
+    parts.append("## Sources\n\n" + "\n".join([*head, *told]))
+    return "\n\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(written(PAGE.read_text() if PAGE.exists() else ""))
