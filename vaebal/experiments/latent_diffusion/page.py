@@ -142,7 +142,7 @@ def draw_steps(config: Any, rows: Rows) -> plt.Figure:
     autoencoders, priors = firsts(rows), prior_rows(rows)
     widths = sorted(set(column(priors, "width")))
     figure, axes = plt.subplots(
-        1, len(widths), figsize=(2.8 * len(widths) + 2.4, 3.2), sharey=True, squeeze=False,
+        1, len(widths), figsize=(2.8 * len(widths) + 2.4, 3.4), sharey=True, squeeze=False,
         layout="constrained",
     )  # fmt: skip
     for axis, width in zip(axes[0], widths, strict=True):
@@ -155,15 +155,15 @@ def draw_steps(config: Any, rows: Rows) -> plt.Figure:
             rec = np.mean(column(rows_with(autoencoders, arm=arm), "fd_rec"))
             axis.axhline(rec, color=colour, linestyle="--", linewidth=0.8)
         axis.axhline(autoencoders[0]["fd_held_out"], color="k", linestyle=":", linewidth=0.8)
-        axis.set(xscale="log", yscale="log", xlabel="steps of the prior", title=f"width {width}")
+        axis.set(xscale="log", yscale="log", title=f"width {width}")
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter(NullFormatter())
     axes[0, 0].set_ylabel("FD (classifier) of samples")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=7, loc="outside right upper")
-    figure.suptitle(
-        "dashed: the autoencoder's reconstructions; dotted: held-out images", fontsize=8
+    figure.supxlabel(
+        "steps of the prior (dashed: reconstructions; dotted: held-out images)", fontsize=8
     )
     return figure
 
@@ -203,7 +203,7 @@ def write(
         ends=sorted(set(column(priors, "steps"))),
         sizes=sorted(set(column(priors, "parameters"))),
     )  # fmt: skip
-    took = report.training_took([*autoencoders, *priors])
+    took = report.training_took([*rows.values()])
     drawn = [
         Figure("samples", "Samples", functools.partial(draw_samples, config, pictures, images))
     ]
