@@ -1,32 +1,48 @@
 """Shared by all tests: small problems, and JAX set to refuse what is usually a mistake."""
 
 import os
+import shutil
 import signal
-from pathlib import Path
+import tempfile
 
 import jax
 import numpy as np
 import pytest
 
+from vaebal.errors import InputError
 from vaebal.models import mlp_vae
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Shells start jobs in the background with Ctrl-C ignored, and what they start inherits that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-# What one worker, test or program that a test starts has compiled, no other compiles again.
+# What one worker, test or program that a test starts has compiled, no other compiles again; the
+# next session does, unless JAX_COMPILATION_CACHE_DIR names a folder that stays.
+OWN_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
 COMPILED = {
-    "jax_compilation_cache_dir": str(Path(__file__).parent.parent / ".pytest_cache" / "jax"),
+    "jax_compilation_cache_dir": tempfile.mkdtemp(prefix="vaebal_tests_")
+    if OWN_CACHE
+    else os.environ["JAX_COMPILATION_CACHE_DIR"],
     "jax_persistent_cache_min_compile_time_secs": 0.0,
     "jax_persistent_cache_min_entry_size_bytes": -1,
 }
 for option, value in COMPILED.items():
-    os.environ[option.upper()] = str(value)  # for programs that tests start
+    os.environ[option.upper()] = str(value)  # for workers and programs that tests start
     jax.config.update(option, value)
+# Tests compile far more than they compute. Half of the time to compile is for kernels that would
+# be faster; XLA ends a program whose flags it does not know, so only where these were tried.
+jax.config.update("jax_disable_most_optimizations", True)
+QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+GIVEN = os.environ.get("XLA_FLAGS", "")
+if jax.__version_info__[:2] == (0, 10) and QUICK not in GIVEN:
+    os.environ["XLA_FLAGS"] = f"{GIVEN} {QUICK}"
 # A [B, 1] against a [B] is a bug here, never a convenience.
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Tests compile far more than they compute.
-jax.config.update("jax_disable_most_optimizations", True)
+
+
+def pytest_unconfigure():
+    if OWN_CACHE:
+        shutil.rmtree(COMPILED["jax_compilation_cache_dir"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -57,3 +73,17 @@ def pixels():
     found = (1 / (1 + np.exp(-raw))).astype(np.float32)
     found.flags.writeable = False
     return found
+
+
+@pytest.fixture
+def refused(tmp_path):
+    """Sees that `run` refuses a config in one sentence that says `said`, and leaves nothing."""
+
+    def check(run, config, said):
+        with pytest.raises(InputError) as error:
+            run(config, str(tmp_path / "run"))
+        assert said in str(error.value)
+        assert "\n" not in str(error.value)
+        assert not (tmp_path / "run").exists()  # so that the mended config may use it
+
+    return check

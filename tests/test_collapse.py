@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
@@ -22,15 +24,23 @@ def build(pixels, *, layers=3, blocks=2, width=7, activation=jnp.tanh, residual=
         latents=4, outputs=outputs, affine_skip=affine, gamma=gamma,
     )  # fmt: skip
     x = jnp.asarray(np.float64(pixels))
-    params = init_params(model, stream(0, "init"), x.mean(0))
-    flat, unravel = jax.flatten_util.ravel_pytree(params)
-    params = unravel(flat + 0.1 * jax.random.normal(stream(1, "test"), flat.shape))
-    return model, params, x, latent_noise(stream(2, "test"), len(x), 4)
+    return model, _moved(model, x.mean(0)), x, latent_noise(stream(2, "test"), len(x), 4)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _moved(model, x_bar):
+    flat, unravel = jax.flatten_util.ravel_pytree(init_params(model, stream(0, "init"), x_bar))
+    return unravel(flat + 0.1 * jax.random.normal(stream(1, "test"), flat.shape))
+
+
+latent_gradients = jax.jit(c.latent_gradients, static_argnums=(0, 4), static_argnames="antithetic")
+collapse = jax.jit(c.collapse, static_argnums=1, static_argnames="biases")
+escape_curvature = jax.jit(c.escape_curvature, static_argnums=0)
 
 
 def gradients_of(*arguments, **options):
     """As Python floats: float64 arrays must not leave x64."""
-    return {name: float(v) for name, v in c.latent_gradients(*arguments, **options).items()}
+    return {name: float(v) for name, v in latent_gradients(*arguments, **options).items()}
 
 
 ACTIVATIONS, SIZES = (jnp.tanh, jax.nn.relu, jax.nn.silu), ((1, 1, 3), (3, 2, 7), (6, 3, 5))
@@ -56,7 +66,7 @@ def test_the_gradients_vanish_in_expectation(pixels, activation, layers, blocks,
             head_bias=head_bias,
         )  # fmt: skip
         scale = max(gradients_of(model, params, x, eps, 1).values())
-        gradients = gradients_of(model, c.collapse(params, 1), x, eps, 1)
+        gradients = gradients_of(model, collapse(params, 1), x, eps, 1)
     assert set(gradients) | {"encoder/affine/kernel"} == set(c.LATENT_WEIGHTS)
     assert scale > 1e-2
     assert max(gradients.values()) < 1e-12 * max(1.0, float(scale))
@@ -66,7 +76,7 @@ def test_the_gradients_vanish_with_an_encoders_skip_too(pixels):
     with jax.enable_x64(True):
         model, params, x, eps = build(pixels, encoder_skip=True)
         scale = max(gradients_of(model, params, x, eps, 1).values())
-        gradients = gradients_of(model, c.collapse(params, 1), x, eps, 1)
+        gradients = gradients_of(model, collapse(params, 1), x, eps, 1)
     assert set(gradients) == set(c.LATENT_WEIGHTS)
     assert max(gradients.values()) < 1e-12 * max(1.0, float(scale))
 
@@ -74,14 +84,14 @@ def test_the_gradients_vanish_with_an_encoders_skip_too(pixels):
 def test_live_biases_break_all_of_the_claims(pixels):
     with jax.enable_x64(True):
         model, params, x, eps = build(pixels)
-        gradients = gradients_of(model, c.collapse(params, 1, biases=False), x, eps, 1)
+        gradients = gradients_of(model, collapse(params, 1, biases=False), x, eps, 1)
     assert min(gradients.values()) > 1e-4
 
 
 def test_one_draw_does_not_vanish_in_the_decoder(pixels):
     with jax.enable_x64(True):
         model, params, x, eps = build(pixels)
-        gradients = gradients_of(model, c.collapse(params, 1), x, eps, 1, antithetic=False)
+        gradients = gradients_of(model, collapse(params, 1), x, eps, 1, antithetic=False)
     assert gradients["decoder/first/kernel"] > 1e-3
     assert gradients["encoder/mean/kernel"] < 1e-12
 
@@ -90,7 +100,7 @@ def test_the_affine_skip_must_collapse_too(pixels):
     """With eq. 5 a live column of W_x keeps the encoder's gradient alive."""
     with jax.enable_x64(True):
         model, params, x, eps = build(pixels)
-        collapsed = c.collapse(params, 1)
+        collapsed = collapse(params, 1)
         collapsed["affine"]["kernel"] = params["affine"]["kernel"]
         gradients = gradients_of(model, collapsed, x, eps, 1)
     assert gradients["encoder/mean/kernel"] > 1e-4
@@ -99,7 +109,7 @@ def test_the_affine_skip_must_collapse_too(pixels):
 def test_collapsing_one_latent_leaves_the_others(pixels):
     with jax.enable_x64(True):
         model, params, x, _ = build(pixels)
-        collapsed = c.collapse(params, 2)
+        collapsed = collapse(params, 2)
         posterior = model.apply({"params": collapsed}, x, method="encode")
         before = model.apply({"params": params}, x, method="encode")
     for after, was in zip(posterior, before, strict=True):
@@ -113,7 +123,7 @@ def collapsed_with_features(pixels, scale=1.0, **options):
     scale: of the hidden layers' weights and biases.
     """
     model, params, x, _ = build(pixels, **options)
-    params = c.collapse(params)
+    params = collapse(params)
     at_zero = model.apply({"params": params}, jnp.zeros((1, 4)), method="decode")[0]
     params["decoder"]["out"]["bias"] += x.mean(0) - at_zero
     layers, h = params["encoder"], x
@@ -131,9 +141,9 @@ def test_only_an_encoders_skip_keeps_the_way_out_steep_where_features_have_shrun
         for skip in (False, True):
             for scale in (1.0, 0.03):
                 case = collapsed_with_features(pixels, scale, gamma=0.01, encoder_skip=skip)
-                found[skip, scale] = list(map(float, c.escape_curvature(*case)))
+                found[skip, scale] = list(map(float, escape_curvature(*case)))
         x_alone = jnp.concatenate([case[2] - case[2].mean(0)[None, :], case[3][:, -1:]], axis=1)
-        least, _ = map(float, c.escape_curvature(*case[:3], x_alone))
+        least, _ = map(float, escape_curvature(*case[:3], x_alone))
     curvature = {key: value[0] for key, value in found.items()}
     assert all(explained > 1 for _, explained in found.values())
     assert curvature[False, 1.0] < 30 * curvature[False, 0.03] < 0
@@ -149,7 +159,7 @@ def test_the_predicted_curvature_is_the_hessians(pixels, affine, skip, gamma):
             pixels, affine=affine, gamma=gamma, encoder_skip=skip
         )
         layers = params["encoder"]
-        predicted, explained = c.escape_curvature(model, params, x, features)
+        predicted, explained = escape_curvature(model, params, x, features)
 
         # One latent's weights: decoder row, affine row, mean head column and bias.
         parts = [params["decoder"]["first"]["kernel"][1], layers["mean"]["kernel"][:, 1]]
@@ -196,7 +206,7 @@ def test_the_affine_model_escapes_where_its_largest_variance_exceeds_gamma():
                 outputs=5, latents=2, width=3, encoder_layers=1, decoder_blocks=1,
                 activation=jnp.tanh, residual=True, affine_skip=True, gamma=float(top * factor),
             )  # fmt: skip
-            params = c.collapse(init_params(model, stream(0, "init"), x.mean(0)))
-            curvature, explained = c.escape_curvature(model, params, x, features)
+            params = collapse(init_params(model, stream(0, "init"), x.mean(0)))
+            curvature, explained = escape_curvature(model, params, x, features)
             assert float(explained) == pytest.approx(1 / factor, rel=1e-8)
             assert (float(curvature) < -1e-9) == (factor < 1)

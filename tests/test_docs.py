@@ -97,7 +97,8 @@ def test_a_program_runs_to_what_it_says_it_ends_with(page, tmp_path):
     assert file.read_text().count("assert ") == program_of(page).count("assert ") > 0
     done = subprocess.run(
         [sys.executable, "-W", "error", str(file)], cwd=tmp_path, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONOPTIMIZE": ""}, timeout=600, check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONOPTIMIZE": "", "XLA_FLAGS": ""},
+        timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout

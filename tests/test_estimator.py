@@ -94,6 +94,7 @@ def test_it_is_kept_in_a_file(fitted, tmp_path):
         load(tmp_path / "other.npz")
 
 
+@pytest.mark.slow
 def test_an_interrupted_fit_goes_on_to_the_same_end(fitted, tmp_path, monkeypatch):
     """Stopped in the middle of each phase; other data in the folder are refused."""
     vae, X = fitted

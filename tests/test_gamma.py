@@ -223,6 +223,7 @@ def test_every_training_seed_has_data_of_its_own(finished):
     np.testing.assert_array_equal(second, again)
 
 
+@pytest.mark.slow
 def test_latents_never_opened_are_evaluated_as_the_priors(tmp_path, monkeypatch):
     """Training masks them; the evaluated model has them on Theorem 2's stationary set."""
     monkeypatch.setattr(gamma_report, "write", lambda *args: None)
@@ -275,6 +276,7 @@ def test_the_same_command_again_trains_nothing(finished, monkeypatch):
     assert again == list(rows.values())
 
 
+@pytest.mark.slow
 def test_a_seed_among_others_is_the_seed_alone(finished, tmp_path, monkeypatch):
     _, rows = finished
     monkeypatch.setattr(gamma_report, "write", lambda *args: None)
@@ -287,6 +289,7 @@ def test_a_seed_among_others_is_the_seed_alone(finished, tmp_path, monkeypatch):
         assert other != pytest.approx(among[name], rel=1e-4), name  # so it could fail
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_takes_with_it_those_that_need_its_gamma_and_no_other(
     finished, tmp_path, monkeypatch
 ):
@@ -323,6 +326,7 @@ def test_a_run_that_stops_takes_with_it_those_that_need_its_gamma_and_no_other(
     assert str(error.value) == said
 
 
+@pytest.mark.slow
 def test_rows_too_large_for_the_device_are_streamed_into_the_same_run(
     finished, tmp_path, monkeypatch
 ):

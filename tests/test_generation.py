@@ -92,6 +92,7 @@ def test_what_is_finished_is_not_trained_again(finished, monkeypatch):
     assert generation.run(tiny(), str(path)) == rows
 
 
+@pytest.mark.slow
 def test_a_pipeline_killed_in_a_later_stage_goes_on_to_the_same_numbers(
     finished, tmp_path, monkeypatch
 ):
@@ -145,6 +146,7 @@ def test_a_stage_comes_after_the_one_it_needs(tmp_path):
     assert len(done) == 2 * 6 + 1
 
 
+@pytest.mark.slow
 def test_a_seed_among_others_is_the_seed_alone(finished, tmp_path):
     path, _ = finished
     config = tiny()

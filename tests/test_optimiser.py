@@ -7,7 +7,7 @@ import pytest
 
 from vaebal import homotopy
 from vaebal.training import Member, Objective, Optimisation, Told
-from vaebal.training.optimiser import weights_optimiser
+from vaebal.training.optimiser import averaged, weights_optimiser
 from vaebal.training.step import init_state, train_step
 
 CONSTANT = Optimisation(
@@ -55,6 +55,26 @@ def test_weights_decay_but_for_biases_and_affine_skips():
     np.testing.assert_allclose(updates["decoder"]["kernel"], -1e-3 * 0.5 * 2.0, rtol=1e-6)
     assert not updates["decoder"]["bias"].any()
     assert not updates["affine"]["kernel"].any()
+
+
+def test_the_mean_of_the_weights_forgets_the_start_and_changes_no_step():
+    """m <- d m + (1 - d) w with d = min(decay, (1 + t) / (10 + t)), w before each step."""
+    plain, kept = (weights_optimiser(CONSTANT._replace(average=a)) for a in (0.0, 0.3))
+    weights = {"w": jnp.float32(1.0)}
+    states, mean = [each.init(weights) for each in (plain, kept)], 0.0
+    assert averaged(states[0], weights) is weights
+    for step, gradient in enumerate((1.0, -2.0, 0.5, 3.0, 1.0)):
+        decay = min(0.3, (1 + step) / (10 + step))
+        mean = decay * mean + (1 - decay) * float(weights["w"])
+        updates = []
+        for index, each in enumerate((plain, kept)):
+            update, states[index] = each.update(
+                {"w": jnp.float32(gradient)}, states[index], weights
+            )
+            updates.append(float(update["w"]))
+        assert updates[0] == updates[1]
+        weights = {"w": weights["w"] + 100 * updates[0]}
+    assert float(averaged(states[1], weights)["w"]) == pytest.approx(mean, rel=1e-6)
 
 
 def test_a_gradient_is_clipped_to_its_norm():

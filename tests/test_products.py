@@ -119,7 +119,7 @@ def test_every_product_of_a_step_takes_bfloat16_and_gives_float32(name, x):
     """... and nothing else is bfloat16 but factors on their way into one."""
     model = built(name, jnp.bfloat16)
     eps = latent_noise(stream(0, "test"), len(x), K)
-    params = init_params(model, stream(0, "init"), x.mean(0))
+    params = jax.eval_shape(lambda: init_params(model, stream(0, "init"), x.mean(0)))
     step = jax.make_jaxpr(jax.grad(lambda p: loss_and_terms(model, p, x, eps)[0]))(params)
     kernels = sum(leaf.ndim > 1 for leaf in jax.tree.leaves(params))
     products = 0

@@ -93,7 +93,7 @@ def test_every_experiment_takes_its_own_defaults_and_no_others(experiment):
         check_config(config, "runs/a")
 
 
-@pytest.mark.parametrize("experiment", ["kappa_sweep", "gamma", "generation"])
+@pytest.mark.parametrize("experiment", ["kappa_sweep", "gamma", "generation", "latent_diffusion"])
 def test_free_fields_are_fields(experiment):
     fields = fields_of(experiment)
     assert set(schema._flat(fields.defaults("a").to_dict())) >= fields.FREE

@@ -36,7 +36,7 @@ def with_random_params(model, seed):
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pair(small_vae, pixels):
     """An autoencoder from 16 pixels to C codes and a VAE on them, with parameters and codes."""
     ae = small_vae(latents=C, affine_skip=False, gamma=1.0)
@@ -91,11 +91,13 @@ def test_the_frozen_decoder_gets_no_gradient_and_passes_one_on(pair):
     ae, ae_params, vae, params, x, codes, scale = pair
     eps = latent_noise(jax.random.key(5), 8, C)
 
+    @jax.jit
     def loss(params, ae_params, scale):
         decoder = stages.frozen_decoder(ae, ae_params, scale)
         return stages.vae_loss(vae, params, codes, eps, target=x, decoder=decoder)[0]
 
-    own, frozen, of_scale = jax.grad(loss, argnums=(0, 1, 2))(params, ae_params, scale)
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+    own, frozen, of_scale = gradient(params, ae_params, scale)
     assert all((leaf == 0).all() for leaf in jax.tree.leaves((frozen, of_scale)))
     # The loss does depend on what is frozen: the zeros are not those of a constant.
     moved = jax.tree.map(lambda leaf: 1.01 * leaf, ae_params)
@@ -115,11 +117,13 @@ def test_the_second_stages_gamma_is_stationary_at_the_mean_square_error(small_va
     z = jax.random.normal(jax.random.key(1), (32, C))
     eps = latent_noise(jax.random.key(2), 32, C)
 
+    @jax.jit
+    @jax.grad
+    def gradient(log_gamma):
+        return stages.vae_loss(vae, params | {"log_gamma": log_gamma}, z, eps, target=z)[0]
+
     def slope(gamma):
-        of = lambda log_gamma: stages.vae_loss(  # noqa: E731
-            vae, params | {"log_gamma": log_gamma}, z, eps, target=z
-        )[0]
-        return float(jax.grad(of)(jnp.log(gamma)))
+        return float(gradient(jnp.log(gamma)))
 
     _, metrics = stages.vae_loss(vae, params, z, eps, target=z)
     stationary = metrics["mean_square"]
@@ -223,6 +227,7 @@ def test_codes_of_another_dimension_are_refused_in_one_sentence(pair):
         stages.downsample(jnp.zeros((1, 8, 5, 1)))
 
 
+@pytest.mark.slow
 def test_a_second_stage_samples_two_modes_that_the_prior_misses(small_vae):
     """z: two narrow modes. N(0, I) misses them, and so does a Gaussian of the right moments."""
     vae = small_vae(outputs=2, latents=2, width=32, encoder_layers=3)

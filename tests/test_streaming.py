@@ -181,7 +181,6 @@ def test_two_processes_that_read_half_a_batch_each_are_one(both, rows, tmp_path)
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": f"{root}:{root / 'tests'}",
-        "XLA_FLAGS": "",
     }
     with socket.socket() as probe:
         probe.bind(("localhost", 0))

@@ -22,11 +22,13 @@ from training_runs import (
 from vaebal import homotopy
 from vaebal.data import batch_indices
 from vaebal.errors import Diverged
+from vaebal.generation import stages
 from vaebal.measures.evaluation import posterior
 from vaebal.models import latent_noise, with_own_skips
 from vaebal.streams import stream
 from vaebal.theory.gradients import LATENT_WEIGHTS
 from vaebal.training import (
+    At,
     Member,
     Objective,
     Program,
@@ -145,9 +147,9 @@ VARIANTS = (  # residual, affine, kappa, factor on the learning rate, seed
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("float64", "epochs", "tolerance"),
-    [(True, 200, 1e-12), pytest.param(False, 20, 1e-5, marks=pytest.mark.slow)],
+    ("float64", "epochs", "tolerance"), [(True, 200, 1e-12), (False, 20, 1e-5)]
 )
 def test_members_of_all_skips_equal_the_static_models_alone(
     small_vae, pixels, float64, epochs, tolerance
@@ -201,6 +203,26 @@ def without_padding(params, kappa):
     return jax.tree_util.tree_map_with_path(cut, params)
 
 
+def test_a_member_that_is_not_variational_is_a_plain_autoencoder(small_vae, pixels):
+    """Its weights follow the squared error at the mean alone; the other's are eq. 2's."""
+    model, x = small_vae(), jnp.asarray(pixels[:8])
+    objective = gaussian_vae(model, variational=lambda member: member.rule)
+    params = {**started(model, Member(0, 5), pixels).weights, "log_gamma": jnp.log(0.2)}
+
+    def of(objective, rule):
+        at = At(Member(0, 5, rule=rule), jnp.int32(3), jnp.int32(5), ())
+        return jax.value_and_grad(lambda p: objective.loss(p, x, at)[0])(params)
+
+    value, gradient = of(objective, 0.0)
+    error, slope = jax.value_and_grad(lambda p: stages.autoencoder_loss(model, p, x)[0])(params)
+    constant = 8 * np.log(2 * np.pi * 0.2)  # D / 2 of 16 dimensions
+    assert float(value) == pytest.approx(float(error) / 0.4 + constant, rel=1e-5)
+    slope = {**jax.tree.map(lambda leaf: leaf / 0.4, slope), "log_gamma": gradient["log_gamma"]}
+    assert_trees_equal(gradient, slope, rtol=1e-4, atol=1e-5)
+    whole, plain = of(objective, 1.0), of(gaussian_vae(model), ())
+    assert_trees_equal(whole, plain, rtol=1e-6, atol=1e-7)
+
+
 def test_the_loss_is_eq_2_by_hand(small_vae, pixels):
     model = small_vae(gamma=0.2)
     params = started(model, Member(0, 5), pixels).weights
@@ -238,6 +260,7 @@ def guards(*numbers, rate=0.02, **others):
 LONG = SETTINGS._replace(total_steps=10_000)
 
 
+@pytest.mark.slow
 def test_an_adaptive_gamma_stays_above_the_guarded_residual(small_vae, pixels):
     """A guard of 0 is the closed form; one of .8 holds gamma above the residual that is left."""
     stack = guards(0.0, 0.8)
@@ -258,6 +281,7 @@ def test_an_adaptive_gamma_stays_above_the_guarded_residual(small_vae, pixels):
     assert metrics["gamma"][1] > 2 * metrics["squared_error"][1] / 16
 
 
+@pytest.mark.slow
 def test_a_released_guard_lets_gamma_become_stationary(small_vae, pixels):
     """Where it is kept it does not, see the test above."""
     settings = SETTINGS._replace(total_steps=400)

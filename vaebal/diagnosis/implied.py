@@ -6,6 +6,7 @@ gamma = b / (2 a). Sums, means, factors and the KL weight beta only enter a and 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -55,41 +56,6 @@ def _last_weight(kl_weight: float | Sequence[float]) -> float:
     return _positive("kl_weight", float(weights[-1]))
 
 
-def _gamma_of_unit_weight(
-    error: str,
-    factor: float,
-    pixels: str,
-    latents: str,
-    dim: int | None,
-    latent_dim: int | None,
-    batch_error: str,
-    batch_kl: str,
-    batch_size: int | None,
-) -> float:
-    """gamma at a KL weight of 1."""
-    kind = SYNONYMS.get(error.lower()) if isinstance(error, str) else None
-    if kind is None:
-        raise ValueError(f"error={error!r} must be 'squared' (or 'bce', 'l1', which are refused).")
-    if kind in REFUSED:
-        raise ValueError(
-            f"error={error!r} implies no γ: {REFUSED[kind]}; train with a squared error, or "
-            "diagnose without γ from x_hat_sampled."
-        )
-    error_weight, kl_weight = _positive("factor", factor), 1.0
-    if _reduction("pixels", pixels):
-        error_weight /= _positive("dim", dim, "a mean over pixels needs their number D")
-    if _reduction("latents", latents):
-        kl_weight /= _positive("latent_dim", latent_dim, "a mean over latents needs their number K")
-    means = _reduction("batch_error", batch_error), _reduction("batch_kl", batch_kl)
-    if means[0] != means[1]:
-        size = _positive("batch_size", batch_size, "sum and mean over the batch differ by it")
-        error_weight, kl_weight = (
-            error_weight if means[0] else error_weight * size,
-            kl_weight if means[1] else kl_weight * size,
-        )
-    return kl_weight / (2 * error_weight)
-
-
 def implied_gamma(
     kl_weight: float | Sequence[float] = 1.0,
     *,
@@ -126,34 +92,37 @@ def implied_gamma(
       ValueError: a likelihood that is not Gaussian, a weight that is not positive, a size that is
         needed and missing.
     """
-    beta = _last_weight(kl_weight)
-    return beta * _gamma_of_unit_weight(
-        error, factor, pixels, latents, dim, latent_dim, batch_error, batch_kl, batch_size
-    )
+    kind = SYNONYMS.get(error.lower()) if isinstance(error, str) else None
+    if kind is None:
+        raise ValueError(f"error={error!r} must be 'squared' (or 'bce', 'l1', which are refused).")
+    if kind in REFUSED:
+        raise ValueError(
+            f"error={error!r} implies no γ: {REFUSED[kind]}; train with a squared error, or "
+            "diagnose without γ from x_hat_sampled."
+        )
+    beta, error_weight, kl_weight = _last_weight(kl_weight), _positive("factor", factor), 1.0
+    if _reduction("pixels", pixels):
+        error_weight /= _positive("dim", dim, "a mean over pixels needs their number D")
+    if _reduction("latents", latents):
+        kl_weight /= _positive("latent_dim", latent_dim, "a mean over latents needs their number K")
+    means = _reduction("batch_error", batch_error), _reduction("batch_kl", batch_kl)
+    if means[0] != means[1]:
+        size = _positive("batch_size", batch_size, "sum and mean over the batch differ by it")
+        error_weight, kl_weight = (
+            error_weight if means[0] else error_weight * size,
+            kl_weight if means[1] else kl_weight * size,
+        )
+    return beta * (kl_weight / (2 * error_weight))
 
 
-def implied_beta(
-    gamma: float,
-    *,
-    error: str = "squared",
-    factor: float = 1.0,
-    pixels: str = "sum",
-    latents: str = "sum",
-    dim: int | None = None,
-    latent_dim: int | None = None,
-    batch_error: str = "mean",
-    batch_kl: str = "mean",
-    batch_size: int | None = None,
-) -> float:
+def implied_beta(gamma: float, **loss: Any) -> float:
     """The KL weight that gives a loss this gamma: the inverse of `implied_gamma`.
 
     Args:
       gamma: decoder variance, in the squared unit of x.
-      error, factor, pixels, latents, dim, latent_dim, batch_error, batch_kl, batch_size: as there.
+      loss: `implied_gamma`'s keywords but `kl_weight`.
 
     Raises:
       ValueError: as there, or a gamma that is not positive.
     """
-    return _positive("gamma", gamma) / _gamma_of_unit_weight(
-        error, factor, pixels, latents, dim, latent_dim, batch_error, batch_kl, batch_size
-    )
+    return _positive("gamma", gamma) / implied_gamma(1.0, **loss)

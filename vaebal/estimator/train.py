@@ -30,6 +30,7 @@ from vaebal.training import (
     State,
     Told,
     gaussian_vae,
+    member_params,
     shared_given,
     stack_members,
 )
@@ -71,7 +72,8 @@ def build(plan: Plan, dim: int) -> GaussianVAE:
     return model.clone(linear_variance=True)
 
 
-def _adaptive(plan: Plan, dim: int, member: Member) -> homotopy.Homotopy:
+def adaptive(plan: Plan, dim: int, member: Member) -> homotopy.Homotopy:
+    """The rule that finds the count, in plan.steps steps."""
     return homotopy.adaptive(dim, plan.steps, patience=plan.patience, release=RELEASE)
 
 
@@ -86,7 +88,7 @@ class Given(NamedTuple):
     held_out: Array  # [n, D], rows that are not trained on
 
 
-def _objective(model: GaussianVAE) -> Objective:
+def objective(model: GaussianVAE) -> Objective:
     """`gaussian_vae`, whose residual is that of held-out rows.
 
     The homotopy then lets gamma fall, and opens latents, by what the decoder has understood. By
@@ -128,10 +130,10 @@ def _program(plan: Plan, phase: str, shape: tuple[int, int], held: int) -> Progr
         beta2=0.99,
         weight_decay=WEIGHT_DECAY,
     )
-    rule = functools.partial(_adaptive, plan, dim) if finding else _at_the_count
+    rule = functools.partial(adaptive, plan, dim) if finding else _at_the_count
     member = stack_members([Member(0, plan.latents, 1.0)])
     return Program(
-        _objective(build(plan, dim)), settings, member, np.zeros(shape, np.float32),
+        objective(build(plan, dim)), settings, member, np.zeros(shape, np.float32),
         plan.batch_size, given=Given(jnp.zeros((1, dim)), jnp.zeros((1, held, dim))), rule=rule,
     )  # fmt: skip
 
@@ -173,10 +175,6 @@ class _Phase(NamedTuple):
     history: list[dict[str, float]]
 
 
-def _member(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf[0], tree)
-
-
 def _run(
     program: Program,
     state: State,
@@ -200,7 +198,7 @@ def _run(
     """
     done, history = 0, []
     best, best_open, best_bound, since = None, 0, np.inf, 0
-    held = kept.load(phase, (state, own_params(state)))
+    held = kept.load(phase, (state, member_params(state, 0)))
     if held is not None:
         (state, best), told = held
         best, history, since = jax.device_get(best), told["history"], told["since"]
@@ -216,16 +214,11 @@ def _run(
         history.append(told)
         tell(phase, done / epochs, told)
         if told["held_out_bound"] < best_bound:
-            best, best_open = jax.device_get(own_params(state)), int(told["open"])
+            best, best_open = jax.device_get(member_params(state, 0)), int(told["open"])
             best_bound, since = told["held_out_bound"], 0
         values = {"history": history, "since": since, "done": done}
         kept.save(phase, (state, best), values | {"open": best_open, "bound": best_bound})
     return _Phase(state, best, best_open, best_bound, history)
-
-
-def own_params(state: State) -> Any:
-    """The parameters of the one member of a stacked state."""
-    return _member(state.params)
 
 
 def _told(state: State, metrics: Any, held_out: HeldOut) -> dict[str, float]:
@@ -240,7 +233,7 @@ def _told(state: State, metrics: Any, held_out: HeldOut) -> dict[str, float]:
             f"The loss or its gradient stopped being finite at step {stopped}: give another seed, "
             "or look for outliers in X."
         )
-    bound, gamma = held_out(own_params(state), state.homotopy.open[0])
+    bound, gamma = held_out(member_params(state, 0), state.homotopy.open[0])
     told = {name: float(v[0]) for name, v in jax.device_get(metrics).items()}
     return told | {"step": float(state.step[0]), "held_out_bound": bound, "held_out_gamma": gamma}
 
@@ -283,7 +276,8 @@ def fit(
         kept,
         stops=False,
     )
-    state, number = _member(found.state), int(found.state.homotopy.open[0])
+    state = jax.tree.map(lambda leaf: leaf[0], found.state)
+    number = int(state.homotopy.open)
     history = [{"phase": 0.0, **each} for each in found.history]
     program = _program(plan, "settle", *shape)
     program = program.on(member._replace(latents=np.array([number], np.int32)), train, given=given)

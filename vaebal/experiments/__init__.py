@@ -14,10 +14,10 @@ from vaebal.errors import InputError
 from vaebal.experiments import schema
 
 EXPERIMENTS = (
-    *("gamma", "generation", "kappa_sweep", "latent_diffusion"),
+    *("arena", "counterclaim", "gamma", "generation", "kappa_sweep", "latent_diffusion"),
     *("theorem1", "theorem2", "theorem3"),
 )
-ON_ONE_PROCESS = ("theorem1", "theorem2", "theorem3")
+ON_ONE_PROCESS = ("arena", "counterclaim", "theorem1", "theorem2", "theorem3")
 
 
 def fields_of(experiment: str) -> ModuleType:

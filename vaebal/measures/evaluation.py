@@ -88,27 +88,29 @@ class Posterior(NamedTuple):
     variance: np.ndarray  # [K] sigma^2, mean over examples
 
 
-def _blocks(images: Array, block: int) -> tuple[Array, int]:
-    """[N, D] -> [ceil(N / block), block, D], the last one filled up with copies of image 0."""
+def _over_blocks(function: Callable[[Array, Array], Any], images: Array, block: int) -> Any:
+    """function(index, `block` rows of images [N, ...]) of all blocks; its leaves as [N, ...].
+
+    The last block is filled up with copies of image 0.
+    """
     size = len(images)
-    padding = -size % block
-    filled = jnp.concatenate([images, jnp.broadcast_to(images[:1], (padding, *images.shape[1:]))])
-    return filled.reshape(-1, block, *images.shape[1:]), size
+    padding = jnp.broadcast_to(images[:1], (-size % block, *images.shape[1:]))
+    blocks = jnp.concatenate([images, padding]).reshape(-1, block, *images.shape[1:])
+    rows = jax.lax.map(lambda each: function(*each), (jnp.arange(len(blocks)), blocks))
+    return jax.tree.map(lambda row: row.reshape(-1, *row.shape[2:])[:size], rows)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "block", "decode"))
 def _posterior(model: GaussianVAE, params, kappa, images, seed, block: int, decode: Decode):
-    blocks, size = _blocks(images, block)
     mask = model.latent_mask(kappa)
 
-    def one(_, index_and_images):
-        index, stored = index_and_images
+    def one(index, stored):
         x = decode(stored)
         eps = latent_noise(stream(seed, "evaluation/posterior", index), block, model.latents)
         outputs = model.apply({"params": params}, x, eps, kappa)
         terms = gaussian_vae_terms(x, outputs)
         at_mean = model.apply({"params": params}, outputs.mean, method="decode")
-        return None, (
+        return (
             jnp.square(x - at_mean).sum(-1),
             terms.squared_error,
             terms.negative_elbo,
@@ -118,11 +120,8 @@ def _posterior(model: GaussianVAE, params, kappa, images, seed, block: int, deco
             jnp.exp(outputs.log_var),
         )
 
-    _, rows = jax.lax.scan(one, None, (jnp.arange(len(blocks)), blocks))
-    error_mean, error_sampled, negative_elbo, kl, mean, sample, variance = jax.tree.map(
-        lambda row: row.reshape(-1, *row.shape[2:])[:size], rows
-    )
-    return error_mean, error_sampled, negative_elbo, kl.mean(0), mean, sample, variance.mean(0)
+    rows = Posterior(*_over_blocks(one, images, block))
+    return rows._replace(kl=rows.kl.mean(0), variance=rows.variance.mean(0))
 
 
 def posterior(
@@ -138,19 +137,17 @@ def posterior(
     """One pass over `images` [N, ...] (stored rows of `decode`), in blocks of `block` examples."""
     kappa = model.latents if kappa is None else kappa
     block = min(block, len(images))
-    return Posterior(*jax.device_get(_posterior(model, params, kappa, images, seed, block, decode)))
+    return jax.device_get(_posterior(model, params, kappa, images, seed, block, decode))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "samples", "block", "decode"))
 def _log_weights(
     model: GaussianVAE, params, kappa, images, seed, samples: int, block: int, decode: Decode
 ):
-    blocks, size = _blocks(images, block)
     variables = {"params": params}
     mask = model.latent_mask(kappa)
 
-    def one_block(_, index_and_images):
-        index, stored = index_and_images
+    def one_block(index, stored):
         x = decode(stored)
         mean, log_var = model.apply(variables, x, kappa, method="encode")
         log_gamma = model.apply(variables, method="log_gamma")
@@ -170,11 +167,9 @@ def _log_weights(
             ), None
 
         empty = jnp.full(block, -jnp.inf, x.dtype)
-        sums, _ = jax.lax.scan(one_sample, (empty, empty), jnp.arange(samples))
-        return None, sums
+        return jax.lax.scan(one_sample, (empty, empty), jnp.arange(samples))[0]
 
-    _, sums = jax.lax.scan(one_block, None, (jnp.arange(len(blocks)), blocks))
-    return jax.tree.map(lambda rows: rows.reshape(-1)[:size], sums)
+    return _over_blocks(one_block, images, block)
 
 
 def importance_weighted_nll(

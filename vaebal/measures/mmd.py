@@ -33,15 +33,6 @@ def _points(name: str, points: Array, least: int) -> Array:
     return points.astype(jnp.promote_types(points.dtype, jnp.float32))
 
 
-def _pair(x: Array, y: Array, least: int) -> tuple[Array, Array]:
-    x, y = _points("x", x, least), _points("y", y, least)
-    if x.shape[1] != y.shape[1]:
-        raise ValueError(
-            f"y has {y.shape[1]} latents where x has {x.shape[1]}; give the same number."
-        )
-    return x, y
-
-
 def _kernel(squared_distance: Array, latents: int) -> Array:
     return sum(2 * latents * s / (2 * latents * s + squared_distance) for s in SCALES)
 
@@ -121,7 +112,12 @@ def imq_mmd2(x: Array, y: Array, *, block: int = 1024) -> Array:
       ValueError: fewer than 2 points, different K, an array that is not 2-D, or (outside of
         tracing) values that are not finite.
     """
-    return _mmd2(*_pair(x, y, least=2), block=block)
+    x, y = _points("x", x, least=2), _points("y", y, least=2)
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(
+            f"y has {y.shape[1]} latents where x has {x.shape[1]}; give the same number."
+        )
+    return _mmd2(x, y, block=block)
 
 
 def _pairs_variance(sums: Array, squares: Array) -> Array:
@@ -136,59 +132,9 @@ def _pairs_variance(sums: Array, squares: Array) -> Array:
     return total / (n * (n - 3))
 
 
-def _crossed_variance(rows: Array, columns: Array, squares: Array) -> Array:
-    """The same for pairs across two samples: the interaction of a two-way layout.
-
-    From k's sums over each row [N] and column [M] and its squares' sums over rows [N].
-    """
-    n, m = float(len(rows)), float(len(columns))
-    spread_rows = jnp.square(rows - rows.mean()).sum() / m
-    spread_columns = jnp.square(columns - columns.mean()).sum() / n
-    total = squares.sum() - jnp.square(rows.sum()) / (n * m) - spread_rows - spread_columns
-    return total / ((n - 1) * (m - 1))
-
-
 def _standard_error(first_order: Array, second_order: Array) -> Array:
     """The first-order part, estimated without bias, can fall below its least value 0."""
     return jnp.sqrt(jnp.maximum(jnp.maximum(first_order, 0.0) + second_order, 0.0))
-
-
-@functools.partial(jax.jit, static_argnames="block")
-def _mmd2_estimate(x: Array, y: Array, block: int) -> Estimate:
-    x, y = _centre(x, y)
-    n, m, level = float(len(x)), float(len(y)), _level(x, y)
-    within_x, squares_x = _row_sums(x, x, level, block, same=True)
-    within_y, squares_y = _row_sums(y, y, level, block, same=True)
-    rows, squares = _row_sums(x, y, level, block, same=False)
-    columns, _ = _row_sums(y, x, level, block, same=False)
-    value = within_x.mean() / (n - 1) + within_y.mean() / (m - 1) - 2 * rows.mean() / m
-
-    pairs_x, pairs_y = _pairs_variance(within_x, squares_x), _pairs_variance(within_y, squares_y)
-    crossed = _crossed_variance(rows, columns, squares)
-    # Dividing by n - 2, not n - 1: every other row sum also holds point i.
-    point_x = jnp.var(within_x / (n - 2) - rows / m, ddof=1) - pairs_x / (n - 2) - crossed / m
-    point_y = jnp.var(within_y / (m - 2) - columns / n, ddof=1) - pairs_y / (m - 2) - crossed / n
-    first = 4 * (point_x / n + point_y / m)
-    second = 2 * pairs_x / (n * (n - 1)) + 2 * pairs_y / (m * (m - 1)) + 4 * crossed / (n * m)
-    return Estimate(value, _standard_error(first, second))
-
-
-def imq_mmd2_estimate(x: Array, y: Array, *, block: int = 1024) -> Estimate:
-    """`imq_mmd2` of x [N, K] and y [M, K], and its standard error.
-
-    The error is the root of the U-statistic's finite-sample variance by Hoeffding's
-    decomposition, 4 z_x / N + 4 z_y / M + 2 e_xx / (N (N-1)) + 2 e_yy / (M (M-1)) +
-    4 e_xy / (N M), each part estimated without bias: z is the variance of a point's mean
-    kernel value against its own sample less that against the other, e that of what a pair adds
-    beyond its two points. The z vanish where the distributions are equal and the e carry the
-    error; elsewhere the z dominate. Assumes that all points are independent and each sample
-    identically distributed. Between equal distributions the estimate is not normal but a
-    centred sum of chi-squares, skewed to the right: the error is still its standard deviation.
-
-    Raises:
-      ValueError: as `imq_mmd2`, and for fewer than 4 points.
-    """
-    return _mmd2_estimate(*_pair(x, y, least=4), block=block)
 
 
 def _nodes(latents: int, scales: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -218,32 +164,6 @@ def expected_imq(
     return float(weights @ np.exp(-exponent.sum(1)))
 
 
-def imq_mmd2_gaussian(mean: np.ndarray, variance: np.ndarray) -> float:
-    """MMD^2 between N(mean, diag variance) and N(0, I), both [K], by quadrature in float64.
-
-    A variance of 0 is a point mass in that latent.
-
-    Raises:
-      ValueError: not [K] and [K], not finite, or a negative variance.
-    """
-    mean, variance = np.asarray(mean, np.float64), np.asarray(variance, np.float64)
-    if mean.ndim != 1 or mean.size == 0 or variance.shape != mean.shape:
-        raise ValueError(
-            f"mean and variance have shapes {mean.shape} and {variance.shape}; give [K] and [K]."
-        )
-    for name, values in (("mean", mean), ("variance", variance)):
-        if not np.isfinite(values).all():
-            raise ValueError(f"{name} has values that are not finite; remove them.")
-    if (variance < 0).any():
-        raise ValueError(f"variance has {variance.min()}; give values of at least 0.")
-    none = np.zeros_like(mean)
-    return (
-        expected_imq(none, 2 * variance)
-        + expected_imq(none, np.full_like(mean, 2.0))
-        - 2 * expected_imq(mean, variance + 1)
-    )
-
-
 @functools.partial(jax.jit, static_argnames="block")
 def _mmd2_to_normal(x: Array, block: int) -> Estimate:
     n, latents = float(len(x)), x.shape[1]
@@ -270,10 +190,17 @@ def _mmd2_to_normal(x: Array, block: int) -> Estimate:
 def imq_mmd2_to_normal(x: Array, *, block: int = 1024) -> Estimate:
     """Unbiased MMD^2 between the distribution of x [N, K] and N(0, I), with its standard error.
 
-    As `imq_mmd2_estimate` with infinitely many y: what involves the prior is integrated,
-    not sampled, so it is less noisy and takes a third of the time.
+    As `imq_mmd2` with infinitely many y: what involves the prior is integrated, not sampled.
+    The error is the root of the U-statistic's finite-sample variance by Hoeffding's
+    decomposition, 4 z / N + 2 e / (N (N-1)), each part estimated without bias: z is the variance
+    of a point's mean kernel value against the sample less that against the prior, e that of what
+    a pair adds beyond its two points. z vanishes where the distributions are equal and e carries
+    the error; elsewhere z dominates. Assumes independent, identically distributed points. Between
+    equal distributions the estimate is not normal but a centred sum of chi-squares, skewed to the
+    right: the error is still its standard deviation.
 
     Raises:
-      ValueError: as `imq_mmd2_estimate`.
+      ValueError: fewer than 4 points, an array that is not 2-D, or (outside of tracing) values
+        that are not finite.
     """
     return _mmd2_to_normal(_points("x", x, least=4), block=block)

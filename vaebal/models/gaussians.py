@@ -1,4 +1,4 @@
-"""Diagonal Gaussians: KL, log densities, reparameterised draws. Nats throughout."""
+"""Diagonal Gaussians: KL, the likelihood, reparameterised draws. Nats throughout."""
 
 import jax.numpy as jnp
 from jax import Array
@@ -19,11 +19,6 @@ def kl_to_standard_normal(mean: Array, log_var: Array) -> Array:
     every digit in float32 once |v| < 1e-4.
     """
     return 0.5 * (jnp.square(mean) + (jnp.expm1(log_var) - log_var))
-
-
-def normal_log_prob(x: Array, mean: Array, log_var: Array) -> Array:
-    """log N(x; mean, exp(log_var)) elementwise, in nats."""
-    return -0.5 * (LOG_2PI + log_var + jnp.square(x - mean) * jnp.exp(-log_var))
 
 
 def isotropic_nll(squared_error: Array, log_gamma: Array, dim: int) -> Array:

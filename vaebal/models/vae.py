@@ -134,19 +134,18 @@ def mlp_vae(
     decoder_blocks: int,
     activation: Activation,
     residual: bool | None,
-    affine_skip: bool | None,
     branch_scale: float = 0.0,
     log_var_init: float = 0.0,
-    gamma: float | None = None,
-    gamma_init: float = 1.0,
     products: Products = None,
     encoder_skip: bool = False,
     image_shape: tuple[int, int, int] | None = None,
     pool: int = 1,
+    **options: Any,
 ) -> GaussianVAE:
     """The network of Table 1: feed-forward encoder, residual decoder, affine skip.
 
     Args:
+      options: `GaussianVAE`'s: `affine_skip`, `gamma`, `gamma_init`.
       encoder_skip: an affine skip from x to the posterior mean as well; see `MLPEncoder`.
       pool: above 1, the encoder reads means over squares of this side; see `PooledEncoder`.
       image_shape: (H, W, C); needed to pool.
@@ -154,7 +153,7 @@ def mlp_vae(
     Raises:
       ValueError: the image's sides are not multiples of `pool`.
     """
-    options = {
+    reading = {
         "latents": latents,
         "width": width,
         "layers": encoder_layers,
@@ -170,9 +169,9 @@ def mlp_vae(
                 f"image_shape={tuple(image_shape)} does not fit pool={pool}: sides must be its "
                 "multiples."
             )
-        encoder = PooledEncoder(**options, image_shape=tuple(image_shape), pool=pool)
+        encoder = PooledEncoder(**reading, image_shape=tuple(image_shape), pool=pool)
     else:
-        encoder = MLPEncoder(**options)
+        encoder = MLPEncoder(**reading)
     return GaussianVAE(
         encoder=encoder,
         decoder=ResidualDecoder(
@@ -180,10 +179,8 @@ def mlp_vae(
         ),
         latents=latents,
         outputs=outputs,
-        affine_skip=affine_skip,
-        gamma=gamma,
-        gamma_init=gamma_init,
         products=products,
+        **options,
     )
 
 
@@ -196,12 +193,10 @@ def conv_vae(
     blocks: int,
     activation: Activation,
     residual: bool | None,
-    affine_skip: bool | None,
     log_var_init: float = 0.0,
-    gamma: float | None = None,
-    gamma_init: float = 1.0,
     products: Products = None,
     remat: bool = False,
+    **options: Any,
 ) -> GaussianVAE:
     """The network for images of 32, 64, 128 px: residual encoder and its mirror as decoder.
 
@@ -210,6 +205,7 @@ def conv_vae(
       blocks: residual blocks at each scale.
       residual: the decoder's skips; the encoder's are always there.
       remat: blocks keep their inputs alone and are computed anew for the gradient.
+      options: `GaussianVAE`'s: `affine_skip`, `gamma`, `gamma_init`.
     """
     shape = pyramid(image_shape, patch, width)
     return GaussianVAE(
@@ -219,10 +215,8 @@ def conv_vae(
         decoder=ConvDecoder(shape, blocks, activation, residual, products=products, remat=remat),
         latents=latents,
         outputs=math.prod(image_shape),
-        affine_skip=affine_skip,
-        gamma=gamma,
-        gamma_init=gamma_init,
         products=products,
+        **options,
     )
 
 
@@ -231,13 +225,14 @@ def infogan_vae(
     image_shape: tuple[int, int, int],
     latents: int,
     activation: Activation,
-    affine_skip: bool | None,
     log_var_init: float = 0.0,
-    gamma: float | None = None,
-    gamma_init: float = 1.0,
     products: Products = None,
+    **options: Any,
 ) -> GaussianVAE:
     """The two-stage literature's network for 28 to 64 px, less its batch normalisation.
+
+    Args:
+      options: `GaussianVAE`'s: `affine_skip`, `gamma`, `gamma_init`.
 
     Raises:
       ValueError: the image's sides are not multiples of 4.
@@ -251,10 +246,8 @@ def infogan_vae(
         decoder=InfoGANDecoder(tuple(image_shape), activation, products),
         latents=latents,
         outputs=math.prod(image_shape),
-        affine_skip=affine_skip,
-        gamma=gamma,
-        gamma_init=gamma_init,
         products=products,
+        **options,
     )
 
 

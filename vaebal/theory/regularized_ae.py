@@ -15,7 +15,7 @@ What the linear decoder can do
 ------------------------------
 Only the data's second moment X^T X / n enters, and codes need only its row space, so
 that r examples (`sufficient_examples`) stand for any number of rank r, free codes reach
-no lower than a linear encoder (`linear_encoder`), and both are one problem.
+no lower than a linear encoder (their projection on x's columns), and both are one problem.
 
 Write s_k = ||z_k|| / sqrt(n), sigma_i for the singular values of X / sqrt(n). Among all
 codes and unit columns that give X_hat exactly, sum_k h(s_k^2) is least
@@ -155,15 +155,6 @@ def sufficient_examples(x: Array, rank: int) -> Array:
     _, singular, directions = jnp.linalg.svd(x, full_matrices=False)
     scale = jnp.sqrt(rank / len(x))
     return scale * singular[:rank, None] * directions[:rank]
-
-
-def linear_encoder(model: LinearAE, x: Array) -> Array:
-    """W_z [K, D] with x W_z^T the projection of the codes z [N, K] on x's columns.
-
-    It reconstructs no worse than the free codes and no row of its codes is longer: free
-    codes gain nothing over a linear encoder.
-    """
-    return (jnp.linalg.pinv(x) @ model.z).T
 
 
 def balanced_solution(x: Array, kappa: int, rank: int) -> LinearAE:

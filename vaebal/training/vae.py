@@ -47,8 +47,7 @@ def gaussian_vae(
     """-ELBO of `model` on stored rows [B, ...] that `decode` turns into x [B, D].
 
     Args:
-      variational: a member -> 1, or 0 for a plain autoencoder: no noise on z and no KL, so that
-        the weights follow the squared error alone.
+      variational: a member -> 1, or 0 for a plain autoencoder: no noise on z and no KL.
 
     `given` is the data's mean x_bar [D]. An epoch's metrics are
 

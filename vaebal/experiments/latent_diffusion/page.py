@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from vaebal.data import ImageSet
 from vaebal.experiments import report
@@ -72,15 +73,18 @@ def prior_table(config: Any, rows: Sequence[Row]) -> Table:
     return header, body
 
 
-def measures_table(config: Any, rows: Sequence[Row]) -> Table:
+def measures_table(config: Any, rows: Sequence[Row], autoencoders: Sequence[Row]) -> Table:
     """One line an arm: the largest prior's other measures at the end."""
     keys = ("precision", "recall", "density", "coverage", "copying_nearer", "copying_copied")
-    header = ["arm", "FD", "FD, N → ∞", *keys[:4], "nearer than held-out", "copied"]
+    header = ["arm", "FD", "FD, N → ∞", "FD / rec.", *keys[:4], "nearer than held-out", "copied"]
     body = []
     for arm in arms_of(config, rows):
         seeds = [row for row in rows_with(rows, arm=arm) if "precision" in row]
         if seeds:
             line = [arm, scaled(column(seeds, "fd")), scaled(column(seeds, "fd_extrapolated"))]
+            floors = [rows_with(autoencoders, arm=arm, seed=r["seed"])[0]["fd_rec"] for r in seeds]
+            ratios = [row["fd"] / floor for row, floor in zip(seeds, floors, strict=True)]
+            line.append(report.with_spread(ratios, 2))
             body.append([*line, *(report.with_spread(column(seeds, key), 3) for key in keys)])
     return header, body
 
@@ -138,7 +142,7 @@ def draw_steps(config: Any, rows: Rows) -> plt.Figure:
     autoencoders, priors = firsts(rows), prior_rows(rows)
     widths = sorted(set(column(priors, "width")))
     figure, axes = plt.subplots(
-        1, len(widths), figsize=(2.6 * len(widths) + 1.6, 3.2), sharey=True, squeeze=False,
+        1, len(widths), figsize=(2.8 * len(widths) + 2.4, 3.2), sharey=True, squeeze=False,
         layout="constrained",
     )  # fmt: skip
     for axis, width in zip(axes[0], widths, strict=True):
@@ -152,8 +156,12 @@ def draw_steps(config: Any, rows: Rows) -> plt.Figure:
             axis.axhline(rec, color=colour, linestyle="--", linewidth=0.8)
         axis.axhline(autoencoders[0]["fd_held_out"], color="k", linestyle=":", linewidth=0.8)
         axis.set(xscale="log", yscale="log", xlabel="steps of the prior", title=f"width {width}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter(NullFormatter())
     axes[0, 0].set_ylabel("FD (classifier) of samples")
-    axes[0, 0].legend(fontsize=7)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=7, loc="outside right upper")
     figure.suptitle(
         "dashed: the autoencoder's reconstructions; dotted: held-out images", fontsize=8
     )
@@ -212,7 +220,7 @@ def write(
                     [stopped, how["prior"]], drawn[:-1]),
             Section("The autoencoders", first_table(config, autoencoders), [how["first"]],
                     grouped=False),
-            Section("The largest prior's samples", measures_table(config, priors),
+            Section("The largest prior's samples", measures_table(config, priors, autoencoders),
                     [how["measures"]], drawn[-1:], grouped=False),
             Section("How", text=[how["data"], how["arms"], took]),
         ],

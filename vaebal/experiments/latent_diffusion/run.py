@@ -12,9 +12,54 @@ from vaebal.experiments import cells as runner
 from vaebal.experiments import checks, inputs, report
 from vaebal.experiments.latent_diffusion import page
 from vaebal.experiments.latent_diffusion.scores import Scorer, evaluate
-from vaebal.experiments.latent_diffusion.stages import First, Prior, Session, check
-from vaebal.generation import classifier
+from vaebal.experiments.latent_diffusion.stages import First, Prior, Session, numbers
+from vaebal.generation import classifier, priors
+from vaebal.models.nets import ACTIVATIONS
 from vaebal.training.progress import Progress
+
+
+def check(config: Any) -> None:
+    """Raises InputError for the first field that cannot be meant."""
+    for arm in checks.distinct(config, "train.arms"):
+        if arm != "adaptive":
+            numbers(config, arm)
+    checks.seeds(config)
+    for field in ("widths", "epochs"):
+        for value in checks.distinct(config, f"prior.{field}"):
+            if type(value) is not int or value < 1:
+                raise InputError(
+                    f"prior.{field}={tuple(config.prior[field])!r} must be integers of at least 1."
+                )
+    if list(config.prior.epochs) != sorted(config.prior.epochs):
+        raise InputError(f"prior.epochs={tuple(config.prior.epochs)!r} must rise.")
+    checks.positive_integers(
+        config, "train.epochs", "train.adaptive_epochs", "train.batch_size", "prior.blocks",
+        "prior.batch_size", "model.latents", "model.width", "model.blocks", "classifier.features",
+        "classifier.width", "classifier.epochs", "classifier.batch_size", "eval.samples",
+        "eval.neighbours", "eval.block", "eval.pictures", "train.epochs_per_chunk",
+        "train.epochs_per_checkpoint",
+    )  # fmt: skip
+    checks.positive_numbers(
+        config, "train.learning_rate", "train.settled_learning_rate", "train.clip_norm",
+        "train.fastest", "train.error_weight", "prior.learning_rate", "prior.clip_norm",
+        "prior.gamma_rate", "classifier.learning_rate", "classifier.final_learning_rate",
+        "classifier.clip_norm",
+    )  # fmt: skip
+    checks.one_of(config, "prior.kind", tuple(priors.KINDS))
+    checks.one_of(config, "model.network", ("mlp", "conv"))
+    checks.one_of(config, "model.activation", tuple(ACTIVATIONS))
+    for arm in config.train.arms:
+        if arm.endswith("as adaptive") and "adaptive" not in config.train.arms:
+            raise InputError(
+                f"train.arms holds {arm!r}, and no 'adaptive' to count latents: add it."
+            )
+    if "adaptive" in config.train.arms and config.train.adaptive_epochs >= config.train.epochs:
+        raise InputError(
+            f"train.adaptive_epochs={config.train.adaptive_epochs} must be below train.epochs="
+            f"{config.train.epochs}: what is left over settles the error."
+        )
+    if not isinstance(config.eval.parts, int) or config.eval.parts < 2:
+        raise InputError(f"eval.parts={config.eval.parts!r} must be an integer of at least 2.")
 
 
 def run(config: Any, workdir: str) -> list[dict[str, Any]]:

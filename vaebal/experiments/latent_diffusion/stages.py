@@ -18,7 +18,6 @@ from vaebal import homotopy
 from vaebal.data import ImageSet, mean_image, steps_per_epoch
 from vaebal.diagnosis import implied_gamma
 from vaebal.errors import InputError
-from vaebal.experiments import checks
 from vaebal.experiments.cells import Cells, Schedule, parameters, worth_stacking
 from vaebal.experiments.gamma import arms as gamma_arms
 from vaebal.experiments.gamma.evaluate import largest_variance
@@ -120,7 +119,7 @@ class Session:
         self.groups = self._groups()
         self._params: dict[First, Any] = {}
         self._latents: dict[First, Any] = {}
-        self._programs: dict[str, Program] = {}
+        self._programs: dict[tuple, tuple[str, Program]] = {}
 
     def _groups(self) -> dict[str, list]:
         config, groups = self.config, {CLASSIFIER.name: [CLASSIFIER]}
@@ -186,16 +185,26 @@ class Session:
         return Schedule(epochs, *every, steps_per_epoch(size, batch), batch)
 
     def program(self, name: str, group: Sequence[First | Prior]) -> Program:
-        """The compiled program of a group; of a prior, one for all that judge it."""
-        name = name.partition("_epoch")[0]
-        if name not in self._programs:
-            self._programs.clear()
-            objective, settings, rule, members, given = self._recipe(group)
-            self._programs[name] = Program(
-                objective, settings, members, batch_size=self.schedule(group).batch_size,
-                rule=rule, given=given, **self._rows(group),
-            )  # fmt: skip
-        return self._programs[name]
+        """The compiled program of a group; groups of one kind and size share it."""
+        name, first = name.partition("_epoch")[0], group[0]
+        kind = first.width if isinstance(first, Prior) else self._kind(first)
+        key = kind, len(group)
+        made = self._programs.get(key, ("", None))
+        if made[0] == name:  # of a prior that has been judged and goes on
+            return made[1]
+        objective, settings, rule, members, given = self._recipe(group)
+        data = {"given": given, **self._rows(group)}
+        if made[0]:
+            program = made[1].on(members, **data)
+        else:
+            batch = self.schedule(group).batch_size
+            program = Program(objective, settings, members, batch_size=batch, rule=rule, **data)
+        self._programs = {key: (name, program)}  # the last kind's alone: they hold the data
+        return program
+
+    @staticmethod
+    def _kind(cell: First) -> str:
+        return cell.arm if cell.arm in (OPENING, "adaptive", "classifier") else "plain"
 
     def _rows(self, group: Sequence[First | Prior]) -> dict[str, Any]:
         if isinstance(group[0], Prior):
@@ -243,7 +252,7 @@ class Session:
         whole = section is train
         return Optimisation(
             learning_rate=train.settled_learning_rate if settled else section.learning_rate,
-            final_learning_rate=train.final_learning_rate,
+            final_learning_rate=section.final_learning_rate,
             warmup_steps=train.warmup_steps,
             total_steps=schedule.epochs * schedule.steps,
             clip_norm=section.clip_norm,
@@ -390,46 +399,3 @@ def prior_objective(stage: priors.SecondStage, latents: int) -> Objective:
         return value, Told(metrics, metrics.get("mean_square", jnp.nan))
 
     return Objective(init, loss, latents)
-
-
-def check(config: Any) -> None:
-    """Raises InputError for the first field that cannot be meant."""
-    for arm in checks.distinct(config, "train.arms"):
-        if arm != "adaptive":
-            numbers(config, arm)
-    checks.seeds(config)
-    for field in ("widths", "epochs"):
-        for value in checks.distinct(config, f"prior.{field}"):
-            if type(value) is not int or value < 1:
-                raise InputError(
-                    f"prior.{field}={tuple(config.prior[field])!r} must be integers of at least 1."
-                )
-    if list(config.prior.epochs) != sorted(config.prior.epochs):
-        raise InputError(f"prior.epochs={tuple(config.prior.epochs)!r} must rise.")
-    checks.positive_integers(
-        config, "train.epochs", "train.adaptive_epochs", "train.batch_size", "prior.blocks",
-        "prior.batch_size", "model.latents", "model.width", "model.blocks", "classifier.features",
-        "classifier.width", "classifier.epochs", "classifier.batch_size", "eval.samples",
-        "eval.neighbours", "eval.block", "eval.pictures", "train.epochs_per_chunk",
-        "train.epochs_per_checkpoint",
-    )  # fmt: skip
-    checks.positive_numbers(
-        config, "train.learning_rate", "train.settled_learning_rate", "train.clip_norm",
-        "train.fastest", "train.error_weight", "prior.learning_rate", "prior.clip_norm",
-        "prior.gamma_rate", "classifier.learning_rate", "classifier.clip_norm",
-    )  # fmt: skip
-    checks.one_of(config, "prior.kind", tuple(priors.KINDS))
-    checks.one_of(config, "model.network", ("mlp", "conv"))
-    checks.one_of(config, "model.activation", tuple(ACTIVATIONS))
-    for arm in config.train.arms:
-        if arm.endswith("as adaptive") and "adaptive" not in config.train.arms:
-            raise InputError(
-                f"train.arms holds {arm!r}, and no 'adaptive' to count latents: add it."
-            )
-    if "adaptive" in config.train.arms and config.train.adaptive_epochs >= config.train.epochs:
-        raise InputError(
-            f"train.adaptive_epochs={config.train.adaptive_epochs} must be below train.epochs="
-            f"{config.train.epochs}: what is left over settles the error."
-        )
-    if not isinstance(config.eval.parts, int) or config.eval.parts < 2:
-        raise InputError(f"eval.parts={config.eval.parts!r} must be an integer of at least 2.")

@@ -9,7 +9,16 @@ import numpy as np
 
 from vaebal.data import load
 from vaebal.experiments import report
-from vaebal.experiments.report import Figure, Row, Section, Table, distinct, rows_with, short
+from vaebal.experiments.report import (
+    Figure,
+    Row,
+    Section,
+    Table,
+    column,
+    distinct,
+    rows_with,
+    short,
+)
 from vaebal.experiments.theorem3.digits import PIXELS
 from vaebal.theory.penalties import named
 
@@ -37,10 +46,6 @@ def _errors(values: Sequence[float], digits: int, zero: float = 0.0) -> str:
     return short(mean) + (f" ± {short(spread)}" if spread is not None else "")
 
 
-def _field(rows: Sequence[Row], name: str) -> list[Any]:
-    return [row[name] for row in rows]
-
-
 def _signed(values: Sequence[float]) -> str:
     """A mean difference with its sign; "0" where it is rounding."""
     mean = float(np.mean(values))
@@ -61,12 +66,12 @@ def linear_table(rows: Sequence[Row]) -> Table:
         line = [penalty, _slope(mine[0])]
         for kappa in kappas:
             seeds = rows_with(mine, kappa=kappa)
-            zero = 1e-12 if all(_field(seeds, "zero_error")) else 0.0
+            zero = 1e-12 if all(column(seeds, "zero_error")) else 0.0
             line += [
-                _errors(_field(seeds, "error"), 3, zero),
-                report.with_spread(_field(seeds, "active"), 1),
+                _errors(column(seeds, "error"), 3, zero),
+                report.with_spread(column(seeds, "active"), 1),
             ]
-        line += [f"{sum(_field(mine, 'balanced'))} of {len(mine)}"]
+        line += [f"{sum(column(mine, 'balanced'))} of {len(mine)}"]
         body.append(line)
     return header, body
 
@@ -84,9 +89,9 @@ def homotopy_table(rows: Sequence[Row]) -> Table:
         for homotopy in (True, False):
             seeds = rows_with(rows, penalty=penalty, homotopy=homotopy)
             line += [
-                report.with_spread(_field(seeds, "active"), 1),
-                _signed(_field(seeds, "energy_above_svd")),
-                f"{sum(_field(seeds, 'starts_balanced'))} of {sum(_field(seeds, 'starts'))}",
+                report.with_spread(column(seeds, "active"), 1),
+                _signed(column(seeds, "energy_above_svd")),
+                f"{sum(column(seeds, 'starts_balanced'))} of {sum(column(seeds, 'starts'))}",
             ]
         body.append(line)
     return header, body
@@ -125,8 +130,8 @@ def power_table(rows: Sequence[Row]) -> Table:
         seeds = rows_with(rows, p=p)
         # What the search leaves of zero; the other two are zero exactly.
         rounding = {"error": 1e-12 if p <= 0.5 else 0.0, "exact_error": 0.0, "scaling_error": 0.0}
-        line = [f"{p:g}", *(_errors(_field(seeds, k), 3, zero) for k, zero in rounding.items())]
-        body.append([*line, report.with_spread(_field(seeds, "active"), 1)])
+        line = [f"{p:g}", *(_errors(column(seeds, k), 3, zero) for k, zero in rounding.items())]
+        body.append([*line, report.with_spread(column(seeds, "active"), 1)])
     return header, body
 
 
@@ -140,8 +145,8 @@ def digits_table(rows: Sequence[Row], kept: int) -> Table:
                 body.append(
                     [
                         *(penalty, "yes" if homotopy else "no"),
-                        *(_errors(_field(seeds, name), 4) for name in ("error", "test_error")),
-                        report.with_spread(_field(seeds, "active"), 1),
+                        *(_errors(column(seeds, name), 4) for name in ("error", "test_error")),
+                        report.with_spread(column(seeds, "active"), 1),
                     ]
                 )
     return header, body
@@ -179,7 +184,7 @@ def sentence(rows: Sequence[Row]) -> str:
     kept = min(distinct(digits, "kept"))
     deep = []
     for penalty in distinct(digits, "penalty"):
-        active = _field(rows_with(digits, kept=kept, penalty=penalty), "active")
+        active = column(rows_with(digits, kept=kept, penalty=penalty), "active")
         deep.append(f"{np.mean(active):.2g} under {penalty}")
     return (
         f"With κ = {kappa} latents on data of rank {linear[0]['rank']}: {'; '.join(parts)}; "
@@ -276,11 +281,11 @@ def draw_power(rows: Sequence[Row]) -> plt.Figure:
         ("exact_error", "-", "exact minimum"),
         ("scaling_error", "--", "scaling argument"),
     ):
-        means = [max(np.mean(_field(rows_with(rows, p=p), field)), floor) for p in above]
+        means = [max(np.mean(column(rows_with(rows, p=p), field)), floor) for p in above]
         axes[0].plot(above, means, style, color="0.35", linewidth=1.3, label=label)
     for axis, field, label in zip(axes, ("error", "active"), ("best start", None), strict=True):
         axis.plot(
-            _field(rows, "p"), np.maximum(_field(rows, field), floor), "o",
+            column(rows, "p"), np.maximum(column(rows, field), floor), "o",
             color=report.COLOURS[0], markersize=4, alpha=0.7, label=label,
         )  # fmt: skip
         axis.axvline(0.5, color=report.COLOURS[1], linewidth=1)

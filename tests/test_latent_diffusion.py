@@ -1,0 +1,122 @@
+"""Latent diffusion in miniature: what its cells are, that they resume, and what its page says."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from configs import latent_diffusion
+from vaebal.diagnosis import implied_gamma
+from vaebal.errors import InputError
+from vaebal.experiments.latent_diffusion import page, run, scores
+
+ARMS = ("kl 1e-6", "adaptive", "none", "kl 1e-6 as adaptive")
+
+
+def tiny():
+    """Two seeds of four small autoencoders and priors of a few steps on the digits."""
+    config = latent_diffusion.get_config("quick")
+    config.model.latents, config.model.width = 4, 8
+    config.train.arms, config.train.seeds = ARMS, (0, 1)
+    config.train.batch_size = config.prior.batch_size = config.classifier.batch_size = 256
+    config.train.epochs, config.train.adaptive_epochs = 4, 2
+    config.prior.widths, config.prior.blocks, config.prior.epochs = (8,), 1, (1, 3)
+    config.prior.warmup_steps = 2
+    config.classifier.features, config.classifier.width, config.classifier.epochs = 6, 16, 3
+    config.eval.parts, config.eval.pictures, config.eval.block = 2, 3, 200
+    return config
+
+
+def without_times(rows):
+    return [{k: v for k, v in row.items() if k != "train_seconds"} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A workdir of the tiny run, and its rows."""
+    path = tmp_path_factory.mktemp("finished")
+    return path, run.run(tiny(), str(path))
+
+
+def test_every_arm_has_the_gamma_and_the_latents_that_it_names(finished):
+    path, rows = finished
+    first = {(r["arm"], r["seed"]): r for r in rows if "width" not in r}
+    for seed in (0, 1):
+        opened = first["opening", seed]["open"]
+        for arm in ("kl 1e-6", "kl 1e-6 as adaptive"):
+            # 1e-6 KL + |x - x_hat|^2 in pixels of [-1, 1], which is 4 times that in [0, 1].
+            gamma = implied_gamma(1e-6, factor=4.0)
+            assert first[arm, seed]["gamma"] == pytest.approx(gamma, rel=1e-5)
+        assert first["kl 1e-6", seed]["latents"] == first["none", seed]["latents"] == 4
+        assert first["adaptive", seed]["latents"] <= opened
+        assert first["kl 1e-6 as adaptive", seed]["latents"] == opened
+        assert first["none", seed]["error"] == first["none", seed]["error_sampled"]
+        assert first["none", seed].get("fd_normal") is None
+    assert (path / "steps.png").stat().st_size > 1000
+    assert "latent diffusion in miniature on digits" in (path / "table.md").read_text()
+
+
+def test_a_run_that_lost_its_last_cells_ends_as_it_was(finished, tmp_path):
+    path, rows = finished
+    shutil.copytree(path, tmp_path / "run")
+    lost = [*(tmp_path / "run" / "runs").glob("prior*"), tmp_path / "run/runs/adaptive_seed1"]
+    for folder in [*lost, *(tmp_path / "run" / "checkpoints").glob("prior*")]:
+        shutil.rmtree(folder)
+    assert without_times(run.run(tiny(), str(tmp_path / "run"))) == without_times(rows)
+
+
+def test_judging_a_prior_on_the_way_changes_nothing(finished, tmp_path):
+    """After three epochs it is the same whether it was judged after one or not."""
+    path, rows = finished
+    shutil.copytree(path, tmp_path / "run")
+    for folder in [*(tmp_path / "run/runs").glob("prior*"), tmp_path / "run/checkpoints/prior8"]:
+        shutil.rmtree(folder)
+    config = tiny()
+    config.prior.epochs = (3,)
+    kept = json.loads((path / "config.json").read_text())
+    kept["prior"]["epochs"] = [3]
+    (tmp_path / "run/config.json").write_text(json.dumps(kept))
+    again = without_times(run.run(config, str(tmp_path / "run")))
+    assert again == [row for row in without_times(rows) if row.get("after") != 1]
+
+
+def test_the_effective_rank_counts_equal_variances():
+    rng = np.random.default_rng(0)
+    draws = rng.normal(size=(50_000, 3))
+    assert scores.effective_rank(draws) == pytest.approx(3, rel=1e-3)
+    assert scores.effective_rank(draws[:, :1] * np.ones(4)) == pytest.approx(1, abs=1e-3)
+    shares = np.array([0.5, 0.25, 0.25])
+    rank = np.exp(-(shares * np.log(shares)).sum())
+    assert scores.effective_rank(draws * np.sqrt(shares)) == pytest.approx(rank, rel=1e-2)
+
+
+def test_overtaking_is_measured_in_the_other_arms_steps():
+    rows = [
+        {"arm": arm, "seed": seed, "width": 8, "steps": steps, "fd": fd}
+        for arm, seed, fds in (
+            ("kl", 0, (9.0, 5.0, 4.0, 4.5)), ("ours", 0, (8.0, 3.9, 3.0, 2.0)),
+            ("kl", 1, (9.0, 5.0, 4.0, 3.0)), ("ours", 1, (8.0, 6.0, 5.0, 4.0)),
+        )
+        for steps, fd in zip((10, 20, 40, 80), fds, strict=True)
+    ]  # fmt: skip
+    assert page.overtaken(rows, "ours", "kl", 8) == [0.5, None]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("train.arms", ("kl",), "an arm is"),
+        ("train.arms", ("kl -1",), "an arm is"),
+        ("train.arms", ("kl 1e-6 as adaptive",), "no 'adaptive' to count latents"),
+        ("train.adaptive_epochs", 600, "must be below train.epochs"),
+        ("prior.epochs", (3, 1), "must rise"),
+        ("prior.kind", "gan", "must be one of 'flow', 'vae'"),
+    ],
+)
+def test_fields_that_cannot_be_meant_are_named(field, value, message):
+    config = latent_diffusion.get_config("quick")
+    section, name = field.split(".")
+    config[section][name] = value
+    with pytest.raises(InputError, match=message):
+        run.check(config)

@@ -1,0 +1,1 @@
+"""Published claims against learned variances, by their protocols, and the homotopy on the same."""
