@@ -1,16 +1,14 @@
 """What the rows in results/ say of a claim: `Source` -> `Found`, its numbers and its verdict."""
 
-import csv
-import json
 import math
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
+from claims_rows import Found, NoRows, Source, holds, reproduced, sharpened, shown
 from scipy import stats
 
+from vaebal.experiments import table1
 from vaebal.experiments.gamma import order
 from vaebal.experiments.report import (
     Row,
@@ -23,123 +21,6 @@ from vaebal.experiments.report import (
     signed,
     with_spread,
 )
-
-
-class NoRows(Exception):
-    """A source has rows, but none of an arm, a κ or a method that a claim is about."""
-
-
-class Found(NamedTuple):
-    """What a claim's row says."""
-
-    text: str
-    verdict: str
-
-
-def holds(so: bool) -> str:
-    """The verdict on a claim of ours."""
-    return "holds" if so else "falls short"
-
-
-def reproduced(so: bool) -> str:
-    """The verdict on a number or a proof of the paper's."""
-    return "reproduced" if so else "not reached"
-
-
-def sharpened(so: bool) -> str:
-    """The verdict on a claim of the paper's of which more is said here."""
-    return "sharpened" if so else "not so here"
-
-
-def shown(so: bool) -> str:
-    """The verdict on what the paper has wrong."""
-    return "shown" if so else "not shown"
-
-
-class Source(NamedTuple):
-    """An experiment's rows, its config and its page."""
-
-    name: str
-    rows: list[Row]
-    config: dict[str, Any]
-    text: str  # of its page
-    page: str  # below results/
-
-    @staticmethod
-    def file(results: Path, name: str) -> Path:
-        """The file that holds the numbers of a folder; or `name` itself, a file."""
-        if Path(name).suffix in (".csv", ".md"):
-            return results / name
-        rows = results / name / "rows.json"
-        return rows if rows.exists() else rows.with_suffix(".csv")
-
-    @classmethod
-    def of(cls, results: Path, name: str) -> "Source | None":
-        """What is there; None where nothing has been run."""
-        file = cls.file(results, name)
-        if not file.exists():
-            return None
-        page = file if file.suffix == ".md" else file.parent / "table.md"
-        text = page.read_text()
-        config = re.findall(r"^```json\n(.*?)^```", text, re.M | re.S)
-        rows = [] if file == page else read(file)
-        given = json.loads(config[-1]) if config else {}
-        return cls(name, rows, given, text, str(page.relative_to(results)))
-
-    def only(self, **fields: Any) -> list[Row]:
-        """The rows with these values.
-
-        Raises:
-          NoRows: there are none.
-        """
-        rows = rows_with(self.rows, **fields)
-        if not rows:
-            raise NoRows(", ".join(f"{name} = {value}" for name, value in fields.items()))
-        return rows
-
-    @property
-    def data(self) -> str:
-        """The data, r and how long was trained, as far as the rows say."""
-        names = [str(name) for name in self.over("data") + self.over("kind")]
-        ranks = [str(rank) for rank in self.over("rank") if rank]
-        noise = [short(noise) for noise in self.over("noise") if noise]
-        steps = self.over("steps")
-        told = [", ".join(names), f"r = {', '.join(ranks)}" if ranks else ""]
-        told += [f"noise {', '.join(noise)}" if noise else ""]
-        told += [f"{max(steps):,} steps" if steps else ""]
-        return "; ".join(part for part in told if part) or "–"
-
-    @property
-    def seeds(self) -> str:
-        """How many seeds, and which."""
-        seeds = self.over("seed")
-        if len(seeds) > 3 and seeds == list(range(seeds[0], seeds[-1] + 1)):
-            return f"{seeds[0]} to {seeds[-1]}"
-        return ", ".join(map(str, seeds))
-
-    def over(self, field: str) -> list[Any]:
-        """A field's distinct values, in order; of rows that do not have it none."""
-        values = distinct([row for row in self.rows if row.get(field) is not None], field)
-        return sorted(values)
-
-
-def read(file: Path) -> list[Row]:
-    """Rows of a .json or a .csv, of which the cells become numbers and truths again."""
-    if file.suffix == ".json":
-        return json.loads(file.read_text())
-    with file.open(newline="") as lines:
-        return [{name: _value(cell) for name, cell in row.items()} for row in csv.DictReader(lines)]
-
-
-def _value(cell: str) -> Any:
-    if cell in ("True", "False"):
-        return cell == "True"
-    for kind in (int, float):
-        try:
-            return kind(cell)
-        except ValueError:
-            pass
-    return cell
 
 
 def proportion(hits: int, trials: int) -> str:
@@ -312,6 +193,60 @@ def one_count(source: Source) -> Found:
     if settled:
         text += f", settled {with_spread(column(settled, 'error_mean'), 2)}"
     return Found(text, holds(max(counts) - min(counts) <= 2))
+
+
+def front(source: Source) -> Found:
+    """At as many active latents as each of the paper's points, or fewer: the least error."""
+    arms = [arm for arm in source.over("arm") if order.kind(arm) in ("settled", "plain")]
+    ours = [source.only(arm=arm) for arm in arms]
+    told, so = [], []
+    for error, _, latents in table1.PAPER.values():
+        few = [rows for rows in ours if np.mean(column(rows, order.ACTIVE)) <= latents + 0.5]
+        if few:
+            best = min(few, key=lambda rows: np.mean(column(rows, "error_mean")))
+            so.append(np.mean(column(best, "error_mean")) <= error)
+            count, errors = (column(best, name) for name in (order.ACTIVE, "error_mean"))
+            told.append(f"{with_spread(count, 1)} latents {with_spread(errors, 2)}")
+    if not told:
+        raise NoRows("arm = settled or plain, of as few latents as the paper's")
+    verdict = reproduced(all(so)) if all(so) == any(so) else "in part"
+    return Found("; ".join(dict.fromkeys(told)), verdict)
+
+
+def superset(source: Source) -> Found:
+    """How many runs keep too many latents with a learned variance, and how many adaptive ones."""
+    theirs, ours = source.only(arm="theirs"), source.only(arm="ours, adaptive")
+
+    def more(rows: Sequence[Row]) -> str:
+        too_many = [max(row["active"], row["informative"]) > row["rank"] for row in rows]
+        return proportion(sum(too_many), len(rows))
+
+    def right(row: Row) -> bool:  # a sphere in r coordinates takes r, or r - 1 with a cut
+        least = row["rank"] - (row["kind"] == "sphere")
+        return all(least <= row[count] <= row["rank"] for count in ("active", "informative"))
+
+    text = f"more than r in {more(theirs)} of their runs, in {more(ours)} adaptive ones"
+    return Found(text, holds(all(map(right, ours))))
+
+
+def prior_speed(source: Source) -> Found:
+    """After which share of the steps the prior of balanced latents is as near as of crowded."""
+    width = max(source.over("width"))
+    arms = [source.only(arm=arm, width=width) for arm in ("adaptive", "kl 1e-6")]
+    last = [rows_with(rows, steps=max(column(rows, "steps"))) for rows in arms]
+    ends = [with_spread(column(rows, "fd"), 1) for rows in last]
+    shares = []
+    for seed in distinct(arms[0], "seed"):
+        best = min(rows_with(arms[1], seed=seed), key=lambda row: row["fd"])
+        near = [row["steps"] for row in rows_with(arms[0], seed=seed) if row["fd"] <= best["fd"]]
+        shares.append(min(near) / best["steps"] if near else math.inf)
+    reached = [f"{share:.2f}" for share in shares if share < math.inf]
+    text = (
+        f"Fréchet distance (not FID) at the end {ends[0]}, crowded {ends[1]}; as near as its best"
+    )
+    text += f" in {len(reached)} of {len(shares)} seeds"
+    text += f", after {', '.join(reached)} of its steps" if reached else ""
+    return Found(text, holds(max(shares) <= 1 / 3))
 
 
 def content(source: Source) -> Found:

@@ -41,11 +41,13 @@ napoleon_use_ivar = True
 napoleon_attr_annotations = False
 
 # Under each page, those that follow it in the table of contents.
+FIRST = ("how_to_choose", "diagnose", "in_your_loop", "faq", "claims", "results", "experiments")
+OTHERS = sorted({page.stem for page in Path(__file__).parent.glob("*.md")} - {*FIRST})
 ORDER = {
     "README": (
-        ("Use", ("docs/how_to_choose", "docs/diagnose", "docs/in_your_loop", "docs/faq")),
-        ("Results", ("docs/claims", "docs/results")),
-        ("Experiments", ("docs/experiments", "docs/devices", "docs/extending")),
+        ("Use", [f"docs/{page}" for page in FIRST[:4]]),
+        ("Results", [f"docs/{page}" for page in FIRST[4:6]]),
+        ("Experiments", [f"docs/{page}" for page in (*FIRST[6:], *OTHERS)]),
         ("Reference", ("docs/api/vaebal", "docs/api/*", "CHANGELOG")),
     ),
     "docs/results": (("", ("results/*/table", "results/bench/*", "results/earlier/README")),),

@@ -7,7 +7,8 @@ import math
 import claims
 import claims_measured as measured
 import pytest
-from claims import Claim, Source
+from claims import Claim
+from claims_rows import NoRows, Source, read
 
 ADAPTIVE = Claim("it ends with r", "gamma", measured.exact("adaptive"), "–", "network_gamma")
 
@@ -80,9 +81,51 @@ def test_a_date_moves_when_the_rows_do(results):
     assert claims.dated(["gamma"], page)["gamma"][1] == datetime.date.today().isoformat()
 
 
+def source_of(rows, **more) -> Source:
+    return Source("x", [more | row for row in rows], {}, "", "x/table.md")
+
+
+def test_a_front_is_judged_at_the_papers_counts():
+    """The paper's points: 4.98 at 10 latents, 3.42 at 15, 2.74 at 20, 2.57 and 2.78 at 22."""
+    few = {"arm": "settled after adaptive", "active_0.01": 10.0, "error_mean": 4.0}
+    many = {"arm": "plain 5e-3 of 20", "active_0.01": 20.0, "error_mean": 2.5}
+    assert measured.front(source_of([few, many])) == (
+        "10.0 latents 4.00; 20.0 latents 2.50",
+        "in part",  # 4.00 at 15 is too much
+    )
+    assert measured.front(source_of([few | {"error_mean": 2.0}])).verdict == "reproduced"
+    with pytest.raises(NoRows):
+        measured.front(source_of([many | {"active_0.01": 30.0}]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "kept", "verdict"),
+    [("sigmoid", 3, "holds"), ("sigmoid", 2, "falls short"), ("sphere", 2, "holds"),
+     ("sphere", 4, "falls short")],
+)  # fmt: skip
+def test_a_superset_is_more_latents_than_r_by_either_criterion(kind, kept, verdict):
+    theirs = {"arm": "theirs", "active": 3, "informative": 5}
+    ours = {"arm": "ours, adaptive", "active": 3, "informative": kept}
+    found = measured.superset(source_of([theirs, ours], rank=3, kind=kind))
+    assert found.text.startswith("more than r in 1 of 1 ")
+    assert found.verdict == verdict
+
+
+def test_a_priors_speed_is_the_share_of_the_steps_to_the_crowded_ones_best():
+    balanced = [{"steps": steps, "fd": fd} for steps, fd in ((10, 9.0), (30, 5.0), (100, 2.0))]
+    crowded = [{"steps": steps, "fd": fd} for steps, fd in ((10, 20.0), (30, 8.0), (100, 5.0))]
+    rows = [row | {"arm": "adaptive"} for row in balanced]
+    rows += [row | {"arm": "kl 1e-6"} for row in crowded]
+    found = measured.prior_speed(source_of(rows, seed=0, width=64))
+    assert found.text.endswith("in 1 of 1 seeds, after 0.30 of its steps")
+    assert found.verdict == "holds"
+    rows[1]["fd"] = 6.0
+    assert measured.prior_speed(source_of(rows, seed=0, width=64)).verdict == "falls short"
+
+
 def test_rows_of_a_csv_are_numbers_and_truths(tmp_path):
     (tmp_path / "a.csv").write_text("n,x,so,name\n3,inf,True,2a\n")
-    assert measured.read(tmp_path / "a.csv") == [{"n": 3, "x": math.inf, "so": True, "name": "2a"}]
+    assert read(tmp_path / "a.csv") == [{"n": 3, "x": math.inf, "so": True, "name": "2a"}]
 
 
 def test_a_source_knows_its_config(results):
