@@ -150,8 +150,14 @@ def test_only_an_encoders_skip_keeps_the_way_out_steep_where_features_have_shrun
     assert curvature[True, 0.03] <= 0.999 * least < 30 * curvature[False, 0.03]
 
 
-@pytest.mark.parametrize(("affine", "skip"), [(True, False), (False, False), (True, True)])
-@pytest.mark.parametrize("gamma", [0.01, 0.3])
+@pytest.mark.parametrize(
+    ("affine", "skip", "gamma"),
+    [
+        (True, False, 0.01), (False, False, 0.01), (True, True, 0.01), (True, False, 0.3),
+        pytest.param(False, False, 0.3, marks=pytest.mark.slow),
+        pytest.param(True, True, 0.3, marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
 def test_the_predicted_curvature_is_the_hessians(pixels, affine, skip, gamma):
     """The least eigenvalue of the dense Hessian in latent j's weights, antithetic in eps."""
     with jax.enable_x64(True):

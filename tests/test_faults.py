@@ -71,7 +71,13 @@ def kept(directory):
 
 @pytest.mark.parametrize(
     ("moment", "number"),
-    [(1, signal.SIGTERM), (4, signal.SIGTERM), (4, signal.SIGINT), (9, signal.SIGTERM)],
+    [
+        (4, signal.SIGTERM),
+        (9, signal.SIGINT),
+        pytest.param(1, signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(4, signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(9, signal.SIGTERM, marks=pytest.mark.slow),
+    ],
 )
 def test_a_notice_saves_at_once_and_the_next_start_ends_the_same(
     small, end, tmp_path, moment, number

@@ -57,6 +57,7 @@ def finished(tmp_path_factory):
     return path, generation.run(tiny(), str(path))
 
 
+@pytest.mark.slow
 def test_every_method_has_its_rows_and_figures(finished):
     path, rows = finished
     methods = ["held-out images", "Downsample", "AE", "VAE", "VAE+", "WAE-MMD"]
@@ -74,6 +75,7 @@ def test_every_method_has_its_rows_and_figures(finished):
     assert "No FID: not asked for" in text
 
 
+@pytest.mark.slow
 def test_stages_are_finished_in_order_and_each_has_its_own_folder(finished):
     path, _ = finished
     names = {"ae_seed0", "vae_pixels_seed0", "vae_plus_pixels_seed0", "wae_seed0"}
@@ -83,6 +85,7 @@ def test_stages_are_finished_in_order_and_each_has_its_own_folder(finished):
     assert times["ae_seed0"] < times["vae_pixels_seed0"] < times["vae_plus_pixels_seed0"]
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_trained_again(finished, monkeypatch):
     path, rows = finished
     monkeypatch.setattr(cells, "fit", lambda *_, **__: pytest.fail("trained again"))
@@ -164,12 +167,14 @@ def test_a_seed_among_others_is_the_seed_alone(finished, tmp_path):
             assert other[name] != pytest.approx(alone[name], rel=1e-3), (stage, name)
 
 
+@pytest.mark.slow
 def test_an_unfinished_stage_is_refused_where_it_is_asked_for(finished):
     path, _ = finished
     with pytest.raises(InputError, match=r"'ae_seed7' is not finished in .*: make it first"):
         generation.load_pipeline(tiny(), str(path), 7)
 
 
+@pytest.mark.slow
 def test_samples_go_from_the_prior_through_every_decoder(finished):
     """By hand from the stages' parameters; and reconstructions from the codes up."""
     path, _ = finished
@@ -197,6 +202,7 @@ def test_samples_go_from_the_prior_through_every_decoder(finished):
     np.testing.assert_allclose(latents["VAE"], z[0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_codes_are_standardised_by_what_is_stored(finished):
     path, _ = finished
     session, _ = generation.load_pipeline(tiny(), str(path), 0)
@@ -271,6 +277,7 @@ def test_bad_fields_are_refused_before_any_work(field, value, sentence, tmp_path
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_fid_is_measured_only_in_inceptions_features(finished, monkeypatch):
     """Its features and weights replaced, as no test downloads them: what they are given counts."""
     path, _ = finished
@@ -293,6 +300,7 @@ def test_fid_is_measured_only_in_inceptions_features(finished, monkeypatch):
     assert scorer.about()["fid_protocol"] == inception.PROTOCOL
 
 
+@pytest.mark.slow
 def test_absent_weights_leave_the_reason_in_place_of_fid(finished, monkeypatch):
     path, rows = finished
     config = tiny()
@@ -362,6 +370,7 @@ def test_the_papers_values_stand_beside_ours_only_on_its_data():
     assert dict(zip(header, body[-1], strict=True))["paper"] == "66.9"  # the last: of samples
 
 
+@pytest.mark.slow
 def test_incompatible_codes_are_refused_in_one_sentence(finished):
     path, _ = finished
     session, nets = generation.load_pipeline(tiny(), str(path), 0)

@@ -64,6 +64,7 @@ def test_without_used_latents_it_is_the_encoders_bound(affine):
     assert effective.max() <= 5
 
 
+@pytest.mark.slow
 def test_annealing_closes_the_encoders_gap(affine):
     """exp(-result) is p(x) on average, and with many temperatures the bound is nearly tight."""
     model, params, x, exact = affine
@@ -103,6 +104,7 @@ def deep(small_vae, pixels):
     return model, params, pixels[:12], np.array(exact)
 
 
+@pytest.mark.slow
 def test_bounds_of_a_deep_model_meet_quadrature(deep):
     """The encoder is untrained: its bound is loose, Gauss-Newton finds the mode nonetheless."""
     model, params, x, exact = deep

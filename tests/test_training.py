@@ -356,7 +356,11 @@ def test_the_latent_gradient_is_that_of_finite_differences(small_vae, pixels):
     assert got == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("rule", [closed_form, lambda m: homotopy.gradient(m.rule["rate"], 16)])
+def gradient(member):
+    return homotopy.gradient(member.rule["rate"], 16)
+
+
+@pytest.mark.parametrize("rule", [closed_form, pytest.param(gradient, marks=pytest.mark.slow)])
 def test_gamma_falls_no_faster_than_its_rate(small_vae, pixels, rule):
     built = program(small_vae(), members(rates=(0.01, 0.05)), pixels, rule=rule)
     _, metrics = trained(built, 3)  # 9 steps
@@ -389,6 +393,7 @@ def test_the_step_does_not_depend_on_the_scale_of_the_loss(small_vae, pixels):
             )
 
 
+@pytest.mark.slow
 def test_gamma_is_stationary_at_the_end(small_vae, pixels):
     """gamma = E|x - x_hat|^2 / d on the training data, within the error of one draw each."""
     built = program(small_vae(width=32), members(rates=(0.2,)), pixels, 96)
