@@ -32,7 +32,9 @@ def vae(config: Any, model: GaussianVAE, params: Any, number: int, method: str, 
         model, params, jnp.asarray(rows.test), seed=0, block=config.eval.block, kappa=number
     )
     dim, count = rows.test.shape[1], methods.active(found.mean)
-    kl, z = float(found.kl.sum()), found.sample
+    kl, z = float(found.kl.sum()), np.array(found.sample)
+    # Latents that are not open are the prior's, which the model, told of `number`, leaves at 0.
+    z[:, number:] = np.random.default_rng(0).normal(size=(len(z), z.shape[1] - number))
     if method == "ARD-VAE":
         count = methods.relevant(model, params, z)
         # KL to N(0, s^2) for KL to N(0, 1), s^2 the mean square of z.
