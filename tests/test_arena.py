@@ -368,16 +368,18 @@ def test_estimates_count_where_they_round_to_r():
 
 # ---------------------------------------------------------------- whole runs
 
-METHODS = ("adaptive", "fixed at adaptive", "learned 1e-1", "GECO", "ARD-VAE", "IRMAE", "TwoNN")
+FEW = ("adaptive", "fixed at adaptive", "learned 1e-1", "GECO", "TwoNN")
+EVERY_FAMILY = (*FEW, "ARD-VAE", "IRMAE", "Least Volume", "log autoencoder")
 
 
-def tiny():
+def tiny(names):
     config = arena_config.get_config("quick")
     changes = {
-        "methods": METHODS, "data.dim": 48, "data.size": 120, "data.tests": 60, "data.seeds": (1,),
+        "methods": names, "data.dim": 48, "data.size": 120, "data.tests": 60, "data.seeds": (1,),
         "data.ranks": (2,), "data.kinds": ("linear",), "data.few": (60,), "data.other_ranks": (2,),
         "data.other_kinds": ("linear",), "data.noise": (0.05,), "data.unions": True,
         "grids.GECO": (0.1, 0.01), "grids.ARD-VAE": (0.1,), "grids.IRMAE": (1, 2),
+        "grids.Least Volume": (0.1,), "grids.log autoencoder": (1e-3,),
         "model.width": 8, "model.latents": 4, "train.steps": 12, "train.batch_size": 20,
         "eval.mmd_samples": 50,
     }  # fmt: skip
@@ -386,9 +388,10 @@ def tiny():
     return config
 
 
-def test_a_whole_run_is_tuned_shown_and_not_done_again(tmp_path, capsys):
-    rows = arena.run(tiny(), str(tmp_path))
-    names = [name.removesuffix(" 1e-1") for name in METHODS]
+@pytest.mark.parametrize("chosen", [FEW, pytest.param(EVERY_FAMILY, marks=pytest.mark.slow)])
+def test_a_whole_run_is_tuned_shown_and_not_done_again(tmp_path, chosen):
+    rows = arena.run(tiny(chosen), str(tmp_path))
+    names = [name.removesuffix(" 1e-1") for name in chosen]
     by_method = {name: [row for row in rows if row["method"] == name] for name in names}
     assert {len(own) for own in by_method.values()} == {5}  # known, noise, few, sphere, union
     settings = {r["setting"] for r in by_method["GECO"]}
@@ -401,8 +404,7 @@ def test_a_whole_run_is_tuned_shown_and_not_done_again(tmp_path, capsys):
     text = (tmp_path / "table.md").read_text()
     assert all(f"| {page.label(row)} " in text for row in rows)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/*/row.json")}
-    capsys.readouterr()
-    config = tiny()
+    config = tiny(chosen)
     config.eval.report_only = True
     assert arena.run(config, str(tmp_path)) == rows
     assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/*/row.json")} == before
@@ -438,7 +440,7 @@ def test_every_rival_keeps_its_own_papers_smallest_claim():
     state = trained(
         objectives.vae(model), members, functools.partial(methods.vae_rule, 16), x, steps
     )
-    config = tiny()
+    config = tiny(FEW)
     row = {}
     for index, (method, _) in enumerate(vae_methods):
         own = jax.tree.map(lambda leaf, index=index: leaf[index], state.params)
