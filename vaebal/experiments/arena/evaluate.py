@@ -46,7 +46,7 @@ def vae(config: Any, model: GaussianVAE, params: Any, number: int, method: str, 
     error = found.squared_error_sampled.mean() / dim
     return {
         "count": float(count),
-        "used_per_example": _used(model, params, jnp.asarray(rows.test), number),
+        "used_per_example": float(_used(model, params, jnp.asarray(rows.test), number)),
         "error": float(found.squared_error_mean.mean() / dim / rows.variance),
         "negative_elbo": bound(float(error), kl, dim),
         "kl": kl,
@@ -55,13 +55,9 @@ def vae(config: Any, model: GaussianVAE, params: Any, number: int, method: str, 
     }
 
 
-def _used(model: GaussianVAE, params: Any, x: Any, number: int) -> float:
-    """How many latents hold something of an example, on average."""
-    return float(_used_of(model, params, x, number))
-
-
 @functools.partial(jax.jit, static_argnames="model")
-def _used_of(model: GaussianVAE, params: Any, x: Any, number: Any):
+def _used(model: GaussianVAE, params: Any, x: Any, number: Any):
+    """How many latents hold something of an example, on average."""
     _, log_var = model.apply({"params": params}, x, number, method="encode")
     return (jnp.exp(log_var) < IN_USE).sum(1).mean()
 
