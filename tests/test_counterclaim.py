@@ -133,7 +133,7 @@ def test_a_config_that_cannot_be_meant_is_a_sentence(field, value, message):
         counterclaim.check(config)
 
 
-@pytest.mark.parametrize("variant", ["", "starts"])
+@pytest.mark.parametrize("variant", ["", pytest.param("starts", marks=pytest.mark.slow)])
 def test_a_whole_run_shows_every_arm_and_setting(tmp_path, variant):
     config = counterclaim_config.get_config(variant)
     changes = {
@@ -143,6 +143,8 @@ def test_a_whole_run_shows_every_arm_and_setting(tmp_path, variant):
     }  # fmt: skip
     if variant:
         changes |= {"data.starts": (-1.0, 2.0), "arms": ("theirs", "theirs, adaptive")}
+    else:
+        changes["arms"] = ("theirs", "ours, adaptive")
     for field, value in changes.items():
         config.update_from_flattened_dict({field: value})
     rows = counterclaim.run(config, str(tmp_path))

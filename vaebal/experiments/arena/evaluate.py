@@ -32,7 +32,9 @@ def vae(config: Any, model: GaussianVAE, params: Any, number: int, method: str, 
         model, params, jnp.asarray(rows.test), seed=0, block=config.eval.block, kappa=number
     )
     dim, count = rows.test.shape[1], methods.active(found.mean)
-    kl, z = float(found.kl.sum()), found.sample
+    kl, z = float(found.kl.sum()), np.array(found.sample)
+    # Latents that are not open are the prior's, which the model, told of `number`, leaves at 0.
+    z[:, number:] = np.random.default_rng(0).normal(size=(len(z), z.shape[1] - number))
     if method == "ARD-VAE":
         count = methods.relevant(model, params, z)
         # KL to N(0, s^2) for KL to N(0, 1), s^2 the mean square of z.
@@ -44,7 +46,7 @@ def vae(config: Any, model: GaussianVAE, params: Any, number: int, method: str, 
     error = found.squared_error_sampled.mean() / dim
     return {
         "count": float(count),
-        "used_per_example": _used(model, params, jnp.asarray(rows.test), number),
+        "used_per_example": float(_used(model, params, jnp.asarray(rows.test), number)),
         "error": float(found.squared_error_mean.mean() / dim / rows.variance),
         "negative_elbo": bound(float(error), kl, dim),
         "kl": kl,
@@ -53,13 +55,9 @@ def vae(config: Any, model: GaussianVAE, params: Any, number: int, method: str, 
     }
 
 
-def _used(model: GaussianVAE, params: Any, x: Any, number: int) -> float:
-    """How many latents hold something of an example, on average."""
-    return float(_used_of(model, params, x, number))
-
-
 @functools.partial(jax.jit, static_argnames="model")
-def _used_of(model: GaussianVAE, params: Any, x: Any, number: Any):
+def _used(model: GaussianVAE, params: Any, x: Any, number: Any):
+    """How many latents hold something of an example, on average."""
     _, log_var = model.apply({"params": params}, x, number, method="encode")
     return (jnp.exp(log_var) < IN_USE).sum(1).mean()
 

@@ -49,12 +49,6 @@ class Method(NamedTuple):
     setting: float | None  # its number: None where it has none, or is to be tuned
     tuned: bool
 
-    @property
-    def shown(self) -> str:
-        """As tables have it."""
-        greek = self.name.replace("beta", "β").replace("sigma", "σ")
-        return greek if self.tuned or self.setting is None else f"{greek} {self.setting:g}"
-
 
 def parse(text: str) -> Method:
     """The method that `text` spells: a name, and a number where it is not to be tuned.

@@ -202,7 +202,7 @@ def draw(rows: Sequence[Row]) -> plt.Figure:
         left.plot(exact(own) / len(own), index, "o", color=colour)
     left.set(yticks=range(len(names)), yticklabels=names, xlim=(-0.02, 1.02))
     left.set(xlabel="share of data sets with count = r, and Wilson's 95 % interval")
-    left.invert_yaxis()
+    left.set_ylim(len(names) - 0.5, -0.5)
     ranks = sorted(set(column(shown, "rank")))
     grid = np.full((len(names), len(ranks)), np.nan)
     for i, name in enumerate(names):

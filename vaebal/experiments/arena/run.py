@@ -125,7 +125,6 @@ class Arena:
 
     def __init__(self, config: Any, path: Path, found: Sequence[Method]):
         self.config, self.cells, self.found = config, Cells(path), found
-        self._compiled: dict[tuple, Program] = {}
 
     def rows(self, source: Source) -> Rows:
         """A data set."""
@@ -203,15 +202,10 @@ class Arena:
         )  # fmt: skip
         members = stack_members([self.member(run) for run in runs])
         own, given = self._rows_of(runs)
-        key = (family, len(runs))
-        if key in self._compiled:
-            return self._compiled[key].on(members, (), given=given, own=own)
-        self._compiled = {}  # one holds its rows on the device
-        program = self._compiled[key] = Program(
+        return Program(
             self._objective(family, steps), settings, members, (), train.batch_size,
             given=given, own=own, rule=self._rule(family, steps),
         )  # fmt: skip
-        return program
 
     def _objective(self, family: str, steps: int) -> Any:
         model = self.model(family)

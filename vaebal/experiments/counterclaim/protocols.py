@@ -42,7 +42,7 @@ def draw(kind: str, key: Array, size: int, dim: int, most: int, numbers: Any) ->
     seed = jnp.asarray(numbers["data_seed"], jnp.int32)
     if kind == "mixture":
         return _mixture(key, size, dim, own, seed)
-    z = jnp.where(own, jax.random.normal(key, (size, most)), 0.0)
+    z = jnp.where(own[None, :], jax.random.normal(key, (size, most)), 0.0)
     parts = [z]
     if kind == "sigmoid":
         a = jnp.where(own, jax.random.normal(stream(seed, "a"), (most,)), 0.0)
@@ -60,7 +60,7 @@ def _mixture(key: Array, size: int, dim: int, own: Array, seed: Array) -> Array:
     spreads = jnp.exp(jax.random.normal(stream(seed, "spreads"), shape))
     part = jax.random.categorical(keys[0], jnp.log(jnp.array(COMPONENTS)), shape=(size,))
     z = centres[part] + spreads[part] * jax.random.normal(keys[1], (size, most))
-    z = jnp.where(own, z + jax.random.normal(keys[2], (size, most)), 0.0)
+    z = jnp.where(own[None, :], z + jax.random.normal(keys[2], (size, most)), 0.0)
     width = 1 / jnp.sqrt(own.sum())  # of torch.nn.Linear's start
     weights = jax.random.uniform(stream(seed, "map"), (most + 1, dim), minval=-1, maxval=1) * width
     return jax.nn.sigmoid(jnp.matmul(z, weights[1:], precision="highest") + weights[:1])
@@ -171,7 +171,7 @@ def objective(
             params = {name: leaf for name, leaf in params.items() if name != "gamma_step"}
         eps = latent_noise(stream(seed, "noise", at.step), len(x), model.latents)
         outputs = model.apply({"params": params}, x, eps, at.open)
-        square = (own * jnp.square(x - outputs.x_hat)).sum(1)
+        square = jnp.square(x - outputs.x_hat) @ own
         kl = kl_to_standard_normal(outputs.mean, outputs.log_var).sum(1)
         value = (isotropic_nll(square, outputs.log_gamma, own.sum()) + kl).mean()
         statistics = {"squared_error": square.mean(), "kl": kl.mean()}
@@ -181,6 +181,6 @@ def objective(
     def residual(params: Any, told: Told) -> Array:
         (x, own), part = told.kept, max(len(told.mean) // RESIDUAL_PART, 1)
         at_mean = model.apply({"params": params}, told.mean[:part], method="decode")
-        return own * (x[:part] - at_mean)
+        return own[None, :] * (x[:part] - at_mean)
 
     return Objective(init, loss, dim, residual)

@@ -196,7 +196,7 @@ def _measured(model: GaussianVAE, params: Any, x: Any, own: Any, number: Any) ->
     return {
         "active": (mean.var(0) > 0.01).sum(),
         "informative": (jnp.exp(log_var).mean(0) < 0.5).sum(),
-        "error": (own * jnp.square(x - x_hat)).sum(1).mean(),
+        "error": (jnp.square(x - x_hat) @ own).mean(),
         "kl": kl,
         "gamma": jnp.exp(params["log_gamma"]),
     }
