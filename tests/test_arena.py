@@ -426,7 +426,7 @@ def trained(objective, members, rule, x, steps, decay=0.0):
 
 @pytest.mark.slow
 def test_every_rival_keeps_its_own_papers_smallest_claim():
-    """On a flat of three dimensions in sixteen, with six latents."""
+    """On manifolds of three dimensions in sixteen, with six latents."""
     random = np.random.default_rng(0)
     axes = np.linalg.qr(random.normal(size=(16, 3)))[0] * np.array([1.0, 0.8, 0.6])
     x = (random.uniform(-1.7, 1.7, (1000, 3)) @ axes.T).astype(np.float32)
@@ -469,6 +469,7 @@ def test_every_rival_keeps_its_own_papers_smallest_claim():
     assert max(each["error"] for each in flat) < 0.02
     # Linear layers lower the rank (IRMAE), where without them a curve takes more than r.
     curved = sources.draw(Source("network", 3, 0.0, 1000, 1), 100, 16).train
-    without, with_layers = found(curved, [("IRMAE", 0), ("IRMAE", 8)])
-    assert without["count"] > with_layers["count"] == 3
-    assert with_layers["error"] < 0.02
+    layers = list(found(curved, [("IRMAE", 0), ("IRMAE", 2), ("IRMAE", 8)]))
+    ranks = [each["count"] for each in layers]
+    assert ranks == sorted(ranks, reverse=True)
+    assert ranks[0] > 3 >= ranks[2]
