@@ -182,9 +182,21 @@ OURS = [
         command="mnist_gamma",
     ),
     Claim(
+        "the same over 60 epochs",
+        *("mnist_gamma_60_epochs", measured.one_count),
+        paper="10 at κ = 50",
+        command="mnist_gamma",
+    ),
+    Claim(
         "`fit`, given nothing but data, finds their dimension",
         *("fit", measured.fit_counts),
         command="python -m vaebal.estimator.validation",
+    ),
+    Claim(
+        "`fit` on photographs: turns of a film, and faces under light, take what their topology "
+        "allows",
+        *("photographs", measured.allowed_counts),
+        command="python -m vaebal.estimator.photographs",
     ),
     Claim(
         "`diagnose` tells the state of a VAE",
@@ -213,11 +225,12 @@ OURS = [
         Claim(
             f"Latent diffusion's prior over balanced latents needs a third of the steps, {name}",
             *(f"{folder}/priors.json", measured.prior_speed),
-            command="latent_diffusion",
+            command=command,
         )
-        for name, folder in (
-            ("MNIST", "latent_diffusion"),
-            ("Fashion-MNIST", "latent_diffusion_fashion"),
+        for name, folder, command in (
+            ("MNIST", "latent_diffusion", "latent_diffusion"),
+            ("Fashion-MNIST", "latent_diffusion_fashion", "latent_diffusion"),
+            ("digits", "latent_diffusion_quick", "latent_diffusion:quick"),
         )
     ),
     Claim(
@@ -272,6 +285,11 @@ SHORT = [
         "At r = 12 the count is right and not all of the content: factors predicted from latents",
         *("earlier/rendered64_gamma_r12", measured.content),
         command="rendered64_gamma:seeds",
+    ),
+    Claim(
+        "How many latents MNIST takes should not depend on the homotopy's patience",
+        *("mnist_gamma", measured.by_patience),
+        command="mnist_gamma",
     ),
     Claim("The full configs of MNIST and of 64 and 128 pixels, which want a GPU", ""),
 ]

@@ -195,6 +195,17 @@ def one_count(source: Source) -> Found:
     return Found(text, holds(max(counts) - min(counts) <= 2))
 
 
+def by_patience(source: Source) -> Found:
+    arms = order.arms_of(source.rows, "adaptive")
+    counts = [column(source.only(arm=arm), order.ACTIVE) for arm in arms]
+    told = [
+        f"{with_spread(count, 1)} {order.shown(arm)}"
+        for count, arm in zip(counts, arms, strict=True)
+    ]
+    means = [np.mean(count) for count in counts]
+    return Found("; ".join(told), holds(max(means) - min(means) <= 2))
+
+
 def front(source: Source) -> Found:
     """At as many active latents as each of the paper's points, or fewer: the least error."""
     arms = [arm for arm in source.over("arm") if order.kind(arm) in ("settled", "plain")]
@@ -246,7 +257,8 @@ def prior_speed(source: Source) -> Found:
     )
     text += f" in {len(reached)} of {len(shares)} seeds"
     text += f", after {', '.join(reached)} of its steps" if reached else ""
-    return Found(text, holds(max(shares) <= 1 / 3))
+    so = [share <= 1 / 3 for share in shares]
+    return Found(text, holds(all(so)) if all(so) == any(so) else "in part")
 
 
 def content(source: Source) -> Found:
@@ -343,6 +355,13 @@ def fit_counts(source: Source) -> Found:
     if planned and planned[1] != planned[2]:
         return Found(f"{text}, of {planned[2]} planned", f"{so} so far")
     return Found(text, so)
+
+
+def allowed_counts(source: Source) -> Found:
+    hits = sum(row["dimension"] in row["counts"] for row in source.rows)
+    return Found(
+        f"{proportion(hits, len(source.rows))} sets", holds(hits / len(source.rows) >= 0.9)
+    )
 
 
 def verdicts(source: Source) -> Found:
