@@ -146,6 +146,7 @@ OURS = [
         )
         for name, folder, command in (
             ("curved manifolds", "network_gamma", "network_gamma"),
+            ("others, three an r", "network_gamma_data_seeds", "network_gamma"),
             ("flat cubes", "linear_gamma", "linear_gamma"),
             ("scenes, 16×16", "rendered16_gamma", "rendered16_gamma"),
             ("scenes, 64×64", "rendered64_gamma_seeds", "rendered64_gamma:seeds"),
