@@ -53,7 +53,7 @@ def refused(monkeypatch, capsys, *arguments):
         ("--config.train.epochs=1e2", "--config.train.epochs=1e2: '1e2' is no integer"),
         ("--config.model.gamma=small", "--config.model.gamma=small: 'small' is no number"),
         ("--config=configs/theorem4.py", "configs/theorem4.py is no file: did you mean 'theorem"),
-        ("--config=xyz", "--config=xyz is no file: give one, or of ['celeba128_gamma',"),
+        ("--config=xyz", "--config=xyz is no file: give one, or of ['arena', 'celeba128_gamma',"),
         ("--config=configs", "Is a directory: 'configs'"),
         ("--config=configs/mnist_kappa.py:qick", "no variant 'qick': use one of 'mnist_kappa.py',"),
         (

@@ -14,6 +14,7 @@ from vaebal.training.step import State
 
 # (epochs done, epochs in the chunk, metrics as NumPy arrays [M], seconds)
 Report = Callable[[int, int, dict[str, np.ndarray], float], None]
+WAITED = 1e-3  # seconds, above which metrics had to be waited for: their chunk ends as they come
 
 
 def fit(
@@ -53,12 +54,11 @@ def fit(
         while done < epochs and late.running:
             until_checkpoint = epochs_per_checkpoint - done % epochs_per_checkpoint
             count = min(epochs_per_chunk, epochs - done, until_checkpoint)
-            begun = time.perf_counter()
             state, metrics = program.run(state, count)
-            took = time.perf_counter() - begun
+            returned = time.perf_counter()
             done += count
             late.settle()
-            late.waiting = (done, count, metrics, took)
+            late.waiting = (done, count, metrics, returned)
             leave = notice.given(range(done - count + 1, done + 1))
             if leave or count == until_checkpoint or done == epochs or not late.running:
                 late.settle()
@@ -78,7 +78,7 @@ class _Late:
     def __init__(self, report: Report, strict: Checkpoints | None):
         """`strict`: where a member that stops ends it all, what is kept."""
         self._report, self._strict = report, strict
-        # (epochs done, epochs in the chunk, metrics, seconds that its call took)
+        # (epochs done, epochs in the chunk, metrics, when its call returned)
         self.waiting: tuple[int, int, Metrics, float] | None = None
         self.running, self._last = True, time.perf_counter()
 
@@ -86,16 +86,18 @@ class _Late:
         """Waits for what is on its way and reports it."""
         if self.waiting is None:
             return
-        *counts, metrics, took = jax.device_get(self.waiting)
+        asked = time.perf_counter()
+        *counts, metrics, returned = jax.device_get(self.waiting)
         self.waiting = None
         self.running = (metrics["stopped"] < 0).any()
         if self._strict is not None:
             _require_running(metrics["stopped"], self._strict)
         now = time.perf_counter()
-        # A GPU's loops are driven by the host: the call lasts as long as the chunk, and the chunk
-        # before it is told after it.
-        self._report(*counts, metrics, max(now - self._last, took))
-        self._last = now
+        # A GPU's loops are driven by the host: the chunk had ended when its call returned, and the
+        # next one has been run since.
+        end = now if now - asked > WAITED else max(self._last, float(returned))
+        self._report(*counts, metrics, max(end - self._last, 1e-6))  # rates divide by it
+        self._last = end
 
 
 def _require_running(stopped: np.ndarray, checkpoints: Checkpoints) -> None:
