@@ -92,8 +92,8 @@ def page(rows: list[dict[str, Any]], sets: int) -> str:
         f"{high:.2f}), with no argument but the data; {len(rows)} of {sets} sets are done. Seeds "
         f"of the data: {', '.join(str(row['seed']) for row in rows)}; training seed 0; none was "
         "used in tuning (those were below 200). Noise is the standard deviation added to every "
-        "feature; the error is held out, as a share of the variance. Seconds are of a machine that "
-        "did other work besides.",
+        "feature; the error is held out, as a share of the variance. Seconds are of machines that "
+        "did other work besides, on a core or two.",
         "| data | r | N | D | noise | scale | shift | dimension_ | settled | error | seconds |",
         "| :--- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | :--- | ---: | ---: |",
     ]
