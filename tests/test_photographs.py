@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vaebal.errors import InputError
 from vaebal.estimator import photographs
 
 
@@ -63,3 +64,47 @@ def test_the_table_counts_what_the_topology_allows():
     page = photographs.table([row | {"dimension": count} for count in (1, 2, 3)])
     assert "allows in 2 of 3 sets" in page
     assert "| a | 300 | 3 | 1 or 2 | yes | 1.00 | 0.020 | 0.99, 1.00 | 10 |" in page
+
+
+def test_what_cannot_be_used_is_one_sentence(folder, tmp_path, monkeypatch, capsys):
+    (folder / "a" / "notes.txt").write_text("")
+    with pytest.raises(InputError, match=r"notes\.txt cannot be used .*move it out"):
+        photographs.films(folder)
+    with pytest.raises(InputError, match=r"^--films=.*nowhere is no folder"):
+        photographs.films(tmp_path / "nowhere")
+    np.savez(tmp_path / "other.npz", images=np.zeros(3))
+    with pytest.raises(InputError, match=r"^--faces=.*other\.npz cannot be used .*subject"):
+        photographs.faces(tmp_path / "other.npz")
+    monkeypatch.setattr("sys.argv", ["photographs"])
+    with pytest.raises(SystemExit) as left:
+        photographs.main()
+    assert left.value.code == 2
+    assert capsys.readouterr().err.startswith("error: Give --films=FOLDER")
+
+
+def test_a_second_start_draws_the_films_of_the_first(folder, tmp_path_factory, monkeypatch):
+    """And not again what is finished."""
+    fitted = []
+
+    def made(of):
+        fitted.append(of.name)
+        row = {
+            "kind": "film", "name": of.name, "images": 4, "counts": [1, 2], "settled": True,
+            "error": 1.0, "variance": 50.0, "factor_r2": [0.99, 1.0], "seconds": 10.0,
+            "dimension": 1,
+        }  # fmt: skip
+        if of.name == "b" and len(fitted) == 2:
+            raise KeyboardInterrupt
+        return row, {"z": np.zeros((4, 1)), "traversals": np.zeros((1, 9, 8, 8, 3))}
+
+    drawn = []
+    draw = photographs.draw
+    monkeypatch.setattr(photographs, "fitted", made)
+    monkeypatch.setattr(photographs, "draw", lambda shown: drawn.append([*shown]) or draw(shown))
+    out = tmp_path_factory.mktemp("out")
+    monkeypatch.setattr("sys.argv", ["photographs", f"--films={folder}", f"--out={out}"])
+    with pytest.raises(KeyboardInterrupt):
+        photographs.main()
+    photographs.main()
+    assert (fitted, drawn) == (["a", "b", "b"], [["a", "b"]])
+    assert "](films.png)" in (out / "table.md").read_text()

@@ -3,12 +3,14 @@
 python -m vaebal.estimator.photographs --films=FOLDER [--faces=FILE.npz] [--out=results/photographs]
 
 FOLDER holds a folder of photographs a film, in the order of their names: one turn each, so one
-closed curve. FILE holds "images" [N, H, W, C] uint8, "subject" [N], "light_azimuth" and
+closed curve. FILE holds "images" [N, H, W, 1] uint8, "subject" [N], "light_azimuth" and
 "light_elevation" [N] in degrees: two factors a person. Finished sets are not fitted again.
+--credit=TEXT stands below the figure, where the photographs' licence asks for it.
 """
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,10 +18,13 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
+from sklearn.model_selection import LeaveOneOut, cross_val_predict
 from sklearn.neighbors import KNeighborsRegressor
 
+from vaebal.data.photos import square
+from vaebal.errors import InputError
 from vaebal.estimator.balanced import BalancedVAE
-from vaebal.training.workdir import write_atomically
+from vaebal.training.workdir import load_arrays, save_arrays, write_atomically
 
 SIDE = 32  # pixels a side that the photographs are reduced to
 
@@ -34,36 +39,57 @@ class Photographs(NamedTuple):
     counts: tuple[int, ...]  # numbers of latents that the topology allows
 
 
-def small(image: Image.Image) -> np.ndarray:
-    """As `SIDE` x `SIDE` pixels of three colours or one."""
-    mode = "L" if image.mode == "L" else "RGB"
-    resized = image.convert(mode).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-    return np.asarray(resized).reshape(SIDE, SIDE, -1)
-
-
 def films(folder: Path) -> list[Photographs]:
     """A film a folder; the factors are cosine and sine of the angle.
 
     A circle takes two latents, or one with a cut, at whose two sides one photograph has two codes.
+
+    Raises:
+      InputError: no folder, none in it, or a file that is no photograph of `SIDE` pixels or more.
     """
+    inside = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    if not inside:
+        raise InputError(
+            f"--films={folder} is no folder that holds a folder of photographs a film."
+        )
     found = []
-    for film in sorted(path for path in folder.iterdir() if path.is_dir()):
-        images = np.stack([small(Image.open(path)) for path in sorted(film.iterdir())])
+    for film in inside:
+        images = np.stack([_photograph(path) for path in sorted(film.iterdir())])
         angle = 2 * np.pi * np.arange(len(images)) / len(images)
         factors = np.stack([np.cos(angle), np.sin(angle)], 1)
         found.append(Photographs("film", film.name, images, factors, (1, 2)))
     return found
 
 
+def _photograph(file: Path) -> np.ndarray:
+    """[SIDE, SIDE, 3] uint8."""
+    try:
+        return square(file, SIDE)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be used ({error}): move it out of the film.") from error
+
+
 def faces(file: Path) -> list[Photographs]:
-    """A person a set; the factors are the sines of the light's azimuth and elevation."""
-    with np.load(file) as held:
-        held = {name: held[name] for name in held.files}
+    """A person a set; the factors are the sines of the light's azimuth and elevation.
+
+    Raises:
+      InputError: no such file, or one without these arrays.
+    """
+    try:
+        with np.load(file) as archive:
+            names = ("images", "subject", "light_azimuth", "light_elevation")
+            held = {name: archive[name] for name in names}
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"--faces={file} cannot be used ({error}): give an .npz file of images, subject, "
+            "light_azimuth and light_elevation."
+        ) from error
     found = []
     for subject in np.unique(held["subject"]):
         own = held["subject"] == subject
-        photographs = map(Image.fromarray, held["images"][own].squeeze(-1))
-        images = np.stack(list(map(small, photographs)))
+        whole = map(Image.fromarray, held["images"][own].squeeze(-1))
+        resized = [image.resize((SIDE, SIDE), Image.Resampling.LANCZOS) for image in whole]
+        images = np.stack(list(map(np.asarray, resized)))[..., None]
         degrees = np.stack([held["light_azimuth"][own], held["light_elevation"][own]], 1)
         factors = np.sin(np.radians(degrees))
         found.append(Photographs("face", f"person {subject}", images, factors, (2,)))
@@ -77,12 +103,8 @@ def held_out_r2(z: np.ndarray, factors: np.ndarray, neighbours: int = 3) -> list
     """
     if not z.shape[1]:
         return [0.0] * factors.shape[1]
-    predicted = [
-        KNeighborsRegressor(neighbours, weights="distance")
-        .fit(np.delete(z, i, 0), np.delete(factors, i, 0))
-        .predict(z[i : i + 1])[0]
-        for i in range(len(z))
-    ]
+    nearest = KNeighborsRegressor(neighbours, weights="distance")
+    predicted = cross_val_predict(nearest, z, factors, cv=LeaveOneOut())
     return (1 - np.square(predicted - factors).mean(0) / factors.var(0)).tolist()
 
 
@@ -100,7 +122,6 @@ def fitted(of: Photographs) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         "settled": vae.settled_,
         "gamma": vae.gamma_,
         "error": vae.error_,
-        "error_all": float(np.square(x - vae.inverse_transform(z)).sum((1, 2, 3)).mean()),
         "variance": float(x.var(0).sum()),
         "factor_r2": held_out_r2(z, of.factors),
         "seconds": time.perf_counter() - begun,
@@ -163,10 +184,25 @@ def draw(shown: dict[str, dict[str, np.ndarray]]) -> plt.Figure:
     return figure
 
 
-def main() -> None:
+def draw_films(out: Path, rows: list[dict[str, Any]], credit: str) -> str:
+    """Draws films.png of all finished films, where what it shows is kept; returns its lines."""
+    names = [row["name"] for row in rows if row["kind"] == "film"]
+    kept = {name: out / "films" / f"{name}.npz" for name in names}
+    if all(file.exists() for file in kept.values()) and names:
+        figure = draw({name: load_arrays(file) for name, file in kept.items()})
+        figure.savefig(out / "films.png", dpi=80)
+        plt.close(figure)
+    if not (out / "films.png").exists():
+        return ""
+    shown = "\n![Latents over the angle, and one latent a strip](films.png)\n"
+    return shown + (f"\n{credit}\n" if credit else "")
+
+
+def _main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--films", default="")
     parser.add_argument("--faces", default="")
+    parser.add_argument("--credit", default="")
     parser.add_argument("--out", default="results/photographs")
     given = parser.parse_args()
     out = Path(given.out)
@@ -174,18 +210,28 @@ def main() -> None:
     rows = json.loads(rows_file.read_text()) if rows_file.exists() else []
     sets = films(Path(given.films)) if given.films else []
     sets += faces(Path(given.faces)) if given.faces else []
-    shown = {}
+    if not sets:
+        raise InputError("Give --films=FOLDER, --faces=FILE.npz, or both.")
     for each in sets:
-        if each.name not in {row["name"] for row in rows}:
-            row, pictures = fitted(each)
-            rows = [*rows, row]
-            write_atomically(rows_file, json.dumps(rows, indent=1) + "\n")
-            write_atomically(out / "table.md", table(rows))
-            print(f"{row['name']}: {row['dimension']} latents, {row['seconds']:.0f} s", flush=True)
-            if each.kind == "film":
-                shown[each.name] = pictures
-    if shown:
-        draw(shown).savefig(out / "films.png", dpi=110)
+        if each.name in {row["name"] for row in rows}:
+            continue
+        row, pictures = fitted(each)
+        if each.kind == "film":
+            save_arrays(out / "films" / f"{each.name}.npz", **pictures)
+        rows = [*rows, row]
+        write_atomically(rows_file, json.dumps(rows, indent=1) + "\n")
+        write_atomically(out / "table.md", table(rows))
+        print(f"{row['name']}: {row['dimension']} latents, {row['seconds']:.0f} s", flush=True)
+    write_atomically(out / "table.md", table(rows) + draw_films(out, rows, given.credit))
+
+
+def main() -> None:
+    """The program; bad input is one sentence, and exit code 2."""
+    try:
+        _main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(InputError.exit_code)
 
 
 if __name__ == "__main__":

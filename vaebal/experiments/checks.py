@@ -17,6 +17,14 @@ def _value(config: Any, field: str) -> Any:
     return config
 
 
+def is_positive(text: str) -> bool:
+    """Whether `text` spells a finite number above 0."""
+    try:
+        return 0 < float(text) < math.inf
+    except ValueError:
+        return False
+
+
 def positive_integers(config: Any, *fields: str) -> None:
     """Each field is an integer of at least 1."""
     for field in fields:

@@ -87,15 +87,15 @@ class _Late:
         if self.waiting is None:
             return
         asked = time.perf_counter()
-        *counts, metrics, returned = jax.device_get(self.waiting)
-        self.waiting = None
+        *counts, metrics, returned = self.waiting
+        metrics, self.waiting = jax.device_get(metrics), None
         self.running = (metrics["stopped"] < 0).any()
         if self._strict is not None:
             _require_running(metrics["stopped"], self._strict)
         now = time.perf_counter()
         # A GPU's loops are driven by the host: the chunk had ended when its call returned, and the
         # next one has been run since.
-        end = now if now - asked > WAITED else max(self._last, float(returned))
+        end = now if now - asked > WAITED else max(self._last, returned)
         self._report(*counts, metrics, max(end - self._last, 1e-6))  # rates divide by it
         self._last = end
 

@@ -14,6 +14,7 @@ import numpy as np
 from vaebal import homotopy
 from vaebal.diagnosis import data_dimension
 from vaebal.errors import InputError
+from vaebal.experiments import checks
 from vaebal.experiments.arena import rules
 from vaebal.homotopy import Homotopy
 from vaebal.models import GaussianVAE
@@ -61,19 +62,12 @@ def parse(text: str) -> Method:
         family, takes = METHODS[text]
         if text != "learned":
             return Method(text, family, None, takes)
-    elif name in METHODS and METHODS[name][1] and _is_positive(number):
+    elif name in METHODS and METHODS[name][1] and checks.is_positive(number):
         return Method(name, METHODS[name][0], float(number), False)
     raise InputError(
         f"methods holds {text!r}: use one of {', '.join(map(repr, METHODS))}, with a number above "
         "0 after those that have one ('learned 1e-3'), or without to have it tuned."
     )
-
-
-def _is_positive(text: str) -> bool:
-    try:
-        return 0 < float(text) < float("inf")
-    except ValueError:
-        return False
 
 
 def vae_rule(dim: int, member: Member) -> Homotopy:

@@ -28,7 +28,7 @@ from vaebal.experiments.arena.sources import Rows, Source
 from vaebal.experiments.cells import Cells, Schedule
 from vaebal.experiments.report import Row
 from vaebal.models import GaussianVAE
-from vaebal.training import Optimisation, Program, State, stack_members
+from vaebal.training import Member, Optimisation, Program, State, stack_members
 from vaebal.training.progress import Progress
 from vaebal.training.workdir import open_workdir
 
@@ -247,7 +247,7 @@ class Arena:
         """A run's part of its program's inputs."""
         seed, latents = self.config.train.seed + run.data_seed, self.config.model.latents
         if run.family == "adaptive":
-            return methods.Member(seed, latents, 1.0)
+            return Member(seed, latents, 1.0)
         variance = self.rows(run.source).variance
         if run.family == "autoencoder":
             return methods.autoencoder_member(run.method, run.setting, seed, latents, variance)

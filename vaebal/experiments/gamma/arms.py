@@ -52,19 +52,19 @@ def parse(text: str, fastest: float) -> Arm:
     match text.split():
         case ["adaptive" | "guarded"]:
             return Arm(text, text, fastest)
-        case ["adaptive", steps] if _is_positive(steps) and float(steps) >= 1:
+        case ["adaptive", steps] if checks.is_positive(steps) and float(steps) >= 1:
             return Arm(text, "adaptive", fastest, patience=float(steps))
-        case ["learned" | "adam" | "held" as kind, number] if _is_positive(number):
+        case ["learned" | "adam" | "held" as kind, number] if checks.is_positive(number):
             return Arm(text, kind, float(number))
-        case ["annealed", rate, "to", *of] if of and _is_positive(rate):
+        case ["annealed", rate, "to", *of] if of and checks.is_positive(rate):
             return Arm(text, "annealed", float(rate), " ".join(of))
         case ["fixed", "at", *of] if of:
             return Arm(text, "fixed", 0.0, " ".join(of))
         case ["settled", "after", *of] if of:
             return Arm(text, "settled", RELEASED_RATE, " ".join(of))
-        case ["plain", rate, "after", *of] if of and _is_positive(rate):
+        case ["plain", rate, "after", *of] if of and checks.is_positive(rate):
             return Arm(text, "plain", float(rate), " ".join(of))
-        case ["plain", rate, "of", latents] if latents.isdecimal() and _is_positive(rate):
+        case ["plain", rate, "of", latents] if latents.isdecimal() and checks.is_positive(rate):
             return Arm(text, "plain", float(rate), latents=int(latents))
     raise InputError(
         f"train.arms holds {text!r}: an arm is 'adaptive', 'adaptive PATIENCE', 'guarded', "
@@ -72,13 +72,6 @@ def parse(text: str, fastest: float) -> Arm:
         "'settled after ARM', 'plain RATE after ARM' or 'plain RATE of K', with a RATE in nats of "
         "log γ a step and a PATIENCE of at least one step."
     )
-
-
-def _is_positive(text: str) -> bool:
-    try:
-        return 0 < float(text) < float("inf")
-    except ValueError:
-        return False
 
 
 def arms(config: Any) -> list[Arm]:

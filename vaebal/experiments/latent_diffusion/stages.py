@@ -18,6 +18,7 @@ from vaebal import homotopy
 from vaebal.data import ImageSet, mean_image, steps_per_epoch
 from vaebal.diagnosis import implied_gamma
 from vaebal.errors import InputError
+from vaebal.experiments import checks
 from vaebal.experiments.cells import Cells, Schedule, parameters, worth_stacking
 from vaebal.experiments.gamma import arms as gamma_arms
 from vaebal.experiments.gamma.evaluate import largest_variance
@@ -82,22 +83,17 @@ def numbers(config: Any, arm: str) -> dict[str, float]:
     match arm.split():
         case ["none"]:
             return {"rate": FASTEST, "variational": 0.0}
-        case ["kl", number, *words] if words in ([], ["as", "adaptive"]) and _positive(number):
+        case ["kl", number, *words] if words in ([], ["as", "adaptive"]) and checks.is_positive(
+            number
+        ):
             gamma = implied_gamma(float(number), factor=config.train.error_weight)
             return {"rate": 0.0, "variational": 1.0, "gamma": gamma}
-        case ["learned", number] if _positive(number):
+        case ["learned", number] if checks.is_positive(number):
             return {"rate": float(number), "variational": 1.0}
     raise InputError(
         f"train.arms holds {arm!r}: an arm is 'kl WEIGHT', 'kl WEIGHT as adaptive', "
         "'learned RATE', 'adaptive' or 'none'."
     )
-
-
-def _positive(text: str) -> bool:
-    try:
-        return 0 < float(text) < float("inf")
-    except ValueError:
-        return False
 
 
 class Session:
