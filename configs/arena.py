@@ -1,10 +1,11 @@
 """Who finds the number of latents: ours, its rivals and estimators on the same data.
 
 Command: python main.py --config=configs/arena.py
-Cost: 32 runs to tune and 928 to show, of 20,000 steps of a small MLP: made for a GPU, where the
-stacks take minutes.
+Cost: 28 runs to tune and 252 to show, of 20,000 steps of a small MLP: under two hours on two CPU
+cores.
 
-python main.py --config=configs/arena.py:quick takes ten minutes on two CPU cores.
+python main.py --config=configs/arena.py:hard    noise, few examples, spheres, unions: half an hour
+python main.py --config=configs/arena.py:quick   r = 2 and 4, short: ten minutes
 """
 
 import ml_collections
@@ -14,8 +15,18 @@ from vaebal.experiments.schema import check_variant
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    check_variant("arena", variant, ("", "quick"))
+    check_variant("arena", variant, ("", "hard", "quick"))
     config = fields.defaults("arena")
+    if variant == "hard":
+        config.name = "arena_hard"
+        config.data.kinds = ()
+        config.data.seeds = (1,)
+        config.data.other_kinds = ("network",)
+        config.data.other_ranks = (4,)
+        config.data.noise = (0.05,)
+        config.data.few = (500, 2_000)
+        config.data.spheres = (2,)
+        config.data.unions = True
     if variant == "quick":
         config.name = "arena_quick"
         config.data.kinds = ("network", "linear")
@@ -23,10 +34,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.data.seeds = (1,)
         config.data.size = 3_000
         config.data.tests = 1_000
-        config.data.noise = ()
-        config.data.few = ()
         config.data.spheres = (1,)
-        config.data.unions = False
         config.model.latents = 10
         config.train.steps = 4_000
         config.train.patience = 300

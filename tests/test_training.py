@@ -1,4 +1,6 @@
 import functools
+import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +35,7 @@ from vaebal.training import (
     Objective,
     Program,
     Told,
+    fit,
     gaussian_vae,
     member_params,
     stack_members,
@@ -649,3 +652,55 @@ def test_where_no_member_may_diverge_the_first_ends_it_all(pixels, tmp_path, two
         run_fit(half, tmp_path / "b", 10, every=1, diverged_goes_on=False)
     with Checkpoints(tmp_path / "b") as checkpoints:
         assert checkpoints.latest == 1
+
+
+# ---- how long a chunk took ----
+
+
+class Clocked:
+    """A stand-in for a program, on a machine whose clock it moves: an epoch takes a second.
+
+    `hosted`: as a GPU has it, whose loops the host drives, so that a call takes as long as its
+    chunk. Else as a CPU has it: a call returns at once, but waits for the chunk before.
+    """
+
+    def __init__(self, hosted):
+        self.now, self.end, self.hosted, self.state_shapes = 0.0, 0.0, hosted, None
+
+    def init(self):
+        return None
+
+    def run(self, state, epochs):
+        self.now = max(self.now, self.end)
+        self.end = self.now + epochs
+        if self.hosted:
+            self.now = self.end
+        return None, {"stopped": Coming(self, self.end)}
+
+
+class Coming:
+    """Metrics that are there when their chunk has ended."""
+
+    def __init__(self, machine, end):
+        self.machine, self.end = machine, end
+
+    def is_ready(self):
+        return self.machine.now >= self.end
+
+    def __array__(self, dtype=None, copy=None):
+        self.machine.now = max(self.machine.now, self.end)
+        return np.array([-1])
+
+
+@pytest.mark.parametrize("hosted", [False, True])
+def test_a_chunk_is_told_to_take_as_long_as_it_does(monkeypatch, hosted):
+    """Chunks of unequal length, checkpoints between them, on either kind of device."""
+    machine, told = Clocked(hosted), []
+    monkeypatch.setattr(time, "perf_counter", lambda: machine.now)
+    kept = types.SimpleNamespace(restore_latest=lambda _: None, save=lambda *_: None)
+    fit(
+        machine, epochs=20, epochs_per_chunk=3, epochs_per_checkpoint=8, checkpoints=kept,
+        report=lambda done, count, metrics, seconds: told.append((done, count, seconds)),
+    )  # fmt: skip
+    ends = ((3, 3), (6, 3), (8, 2), (11, 3), (14, 3), (16, 2), (19, 3), (20, 1))
+    assert told == [(done, count, count) for done, count in ends]

@@ -32,7 +32,7 @@ from vaebal.streams import stream
 from vaebal.training.workdir import write_atomically
 
 FORMAT = 1
-JUDGED = 100  # samples that a verdict needs
+JUDGED, JUDGED_AT_MOST = 100, 5000  # samples that a verdict needs, and is content with
 PAIRS = 4  # of draws of z, for a score
 
 
@@ -60,8 +60,8 @@ class BalancedVAE(TransformerMixin, BaseEstimator):
       settled_: whether the count was found well before the steps ended; if not, a longer fit may
         find more.
       history_: what training told, a dictionary a chunk: "phase" 0 finds the count and 1 settles.
-      certificate_: `vaebal.diagnose` of the held-out samples, or of all where fewer than 100 are
-        held out; None where there are fewer than 100.
+      certificate_: `vaebal.diagnose` of the held-out samples (some 5,000 at most), or of all where
+        fewer than 100 are held out; None where there are fewer than 100.
       n_features_in_: D of the data.
       image_shape_: (H, W, C) of it, or None.
     """
@@ -95,8 +95,9 @@ class BalancedVAE(TransformerMixin, BaseEstimator):
         self._scale = rows_of.scale_of(X)
         order = np.random.default_rng(self.seed).permutation(len(X))
         held = max(2, round(HELD_OUT * len(X)))
-        rows = self._scale.standardise(X)
-        train, held_out = rows[np.sort(order[held:])], rows[np.sort(order[:held])]
+        order = np.concatenate([np.sort(order[held:]), np.sort(order[:held])])
+        rows = self._scale.standardise_in(X, order)
+        train, held_out = rows[:-held], rows[-held:]
         latents = self.max_latents
         while True:
             chosen = plan(len(train), X.shape[1], latents)
@@ -110,8 +111,7 @@ class BalancedVAE(TransformerMixin, BaseEstimator):
             latents = min(2 * chosen.latents, X.shape[1])
             self._say(f"All {chosen.latents} latents are in use: again with {latents}")
         self._keep(chosen, got)
-        error = np.square(held_out - self._decode(self._encode(held_out)[0])).sum(1).mean()
-        self.error_ = float(error) * self._scale.scale**2
+        self.error_ = float(self._errors(held_out).mean()) * self._scale.scale**2
         self.certificate_ = self._certified(held_out if held >= JUDGED else rows)
         self._say(
             f"{self.dimension_} latents in use; held-out error {self.error_:.4g}, "
@@ -152,10 +152,17 @@ class BalancedVAE(TransformerMixin, BaseEstimator):
         about = {"plan": list(chosen), "seed": self.seed, "rows": digests.of_array(rows)}
         return Kept(folder, about)
 
+    def _errors(self, rows: np.ndarray) -> np.ndarray:
+        """|x - x_hat|^2 at the posterior mean of standardised rows, [N], a few at a time."""
+        parts = np.split(rows, range(16 * BLOCK, len(rows), 16 * BLOCK))
+        error = lambda x: np.square(x - self._decode(self._encode(x)[0])).sum(1)  # noqa: E731
+        return np.concatenate([error(part) for part in parts])
+
     def _certified(self, rows: np.ndarray) -> Certificate | None:
-        """The verdict on standardised rows."""
+        """The verdict on standardised rows; of many, on every second, third …"""
         if len(rows) < JUDGED:
             return None
+        rows = rows[:: -(-len(rows) // JUDGED_AT_MOST)]
         mean, variance = self._encode(rows)
         eps = np.asarray(latent_noise(stream(0, "certificate"), *mean.shape))
         idle = ((0, 0), (0, self.plan_.latents - self.dimension_))

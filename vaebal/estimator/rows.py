@@ -10,6 +10,8 @@ import numpy as np
 from vaebal.errors import InputError
 
 ARRAYS = (".npy", ".npz", ".csv")
+ALIGNMENT = 64  # bytes, of an array that XLA's CPU devices need not copy
+STANDARDISED = 1024  # rows at a time, in float64
 
 
 def read(path: str | Path, resolution: int = 64) -> np.ndarray:
@@ -108,6 +110,20 @@ class Scale(NamedTuple):
     def standardise(self, rows: np.ndarray) -> np.ndarray:
         """[N, D] -> float32."""
         return ((rows - self.mean) / self.scale).astype(np.float32)
+
+    def standardise_in(self, rows: np.ndarray, order: np.ndarray) -> np.ndarray:
+        """rows[order] [n, D] -> float32, block by block: the result is all the memory it takes.
+
+        It begins where a CPU's devices take an array as it is, without a copy.
+        """
+        size = len(order) * rows.shape[1]
+        octets = np.empty(4 * size + ALIGNMENT, np.uint8)
+        start = -octets.ctypes.data % ALIGNMENT
+        made = octets[start : start + 4 * size].view(np.float32).reshape(len(order), -1)
+        for first in range(0, len(order), STANDARDISED):
+            block = slice(first, first + STANDARDISED)
+            made[block] = self.standardise(rows[order[block]])
+        return made
 
     def restore(self, rows: np.ndarray) -> np.ndarray:
         """The inverse of `standardise`, in float64."""

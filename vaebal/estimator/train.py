@@ -133,7 +133,7 @@ def _program(plan: Plan, phase: str, shape: tuple[int, int], held: int) -> Progr
     rule = functools.partial(adaptive, plan, dim) if finding else _at_the_count
     member = stack_members([Member(0, plan.latents, 1.0)])
     return Program(
-        objective(build(plan, dim)), settings, member, np.zeros(shape, np.float32),
+        objective(build(plan, dim)), settings, member, jax.ShapeDtypeStruct(shape, np.float32),
         plan.batch_size, given=Given(jnp.zeros((1, dim)), jnp.zeros((1, held, dim))), rule=rule,
     )  # fmt: skip
 

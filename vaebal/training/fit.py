@@ -14,7 +14,6 @@ from vaebal.training.step import State
 
 # (epochs done, epochs in the chunk, metrics as NumPy arrays [M], seconds)
 Report = Callable[[int, int, dict[str, np.ndarray], float], None]
-WAITED = 1e-3  # seconds, above which metrics had to be waited for: their chunk ends as they come
 
 
 def fit(
@@ -54,11 +53,11 @@ def fit(
         while done < epochs and late.running:
             until_checkpoint = epochs_per_checkpoint - done % epochs_per_checkpoint
             count = min(epochs_per_chunk, epochs - done, until_checkpoint)
+            late.look()
             state, metrics = program.run(state, count)
-            returned = time.perf_counter()
             done += count
             late.settle()
-            late.waiting = (done, count, metrics, returned)
+            late.take(done, count, metrics)
             leave = notice.given(range(done - count + 1, done + 1))
             if leave or count == until_checkpoint or done == epochs or not late.running:
                 late.settle()
@@ -78,24 +77,38 @@ class _Late:
     def __init__(self, report: Report, strict: Checkpoints | None):
         """`strict`: where a member that stops ends it all, what is kept."""
         self._report, self._strict = report, strict
-        # (epochs done, epochs in the chunk, metrics, when its call returned)
-        self.waiting: tuple[int, int, Metrics, float] | None = None
+        # (epochs done, epochs in the chunk, metrics)
+        self._waiting: tuple[int, int, Metrics] | None = None
+        self._ended: float | None = None  # when its chunk had, where that was seen
         self.running, self._last = True, time.perf_counter()
+
+    def take(self, done: int, count: int, metrics: Metrics) -> None:
+        """A chunk's metrics, from the call that has just returned."""
+        self._waiting = (done, count, metrics)
+        self.look()
+
+    def look(self) -> None:
+        """Whether what is on its way has come.
+
+        A GPU's loops are driven by the host: their call returns as the chunk ends, and the next
+        one has been run by the time it is settled. A CPU's call returns at once, and the next one
+        waits for it.
+        """
+        if self._waiting is None or self._ended is not None:
+            return
+        if all(leaf.is_ready() for leaf in jax.tree.leaves(self._waiting[2])):
+            self._ended = time.perf_counter()
 
     def settle(self) -> None:
         """Waits for what is on its way and reports it."""
-        if self.waiting is None:
+        if self._waiting is None:
             return
-        asked = time.perf_counter()
-        *counts, metrics, returned = self.waiting
-        metrics, self.waiting = jax.device_get(metrics), None
+        *counts, metrics = self._waiting
+        metrics, self._waiting = jax.device_get(metrics), None
         self.running = (metrics["stopped"] < 0).any()
         if self._strict is not None:
             _require_running(metrics["stopped"], self._strict)
-        now = time.perf_counter()
-        # A GPU's loops are driven by the host: the chunk had ended when its call returned, and the
-        # next one has been run since.
-        end = now if now - asked > WAITED else max(self._last, returned)
+        end, self._ended = self._ended or time.perf_counter(), None
         self._report(*counts, metrics, max(end - self._last, 1e-6))  # rates divide by it
         self._last = end
 

@@ -7,6 +7,7 @@ the host or from disk.
 """
 
 import copy
+import functools
 import math
 import time
 from collections.abc import Sequence
@@ -249,7 +250,8 @@ class Program(_Compiled):
 
         Args:
           members: stacked [M].
-          rows: the training split, a tree of arrays [N, ...] that all members share.
+          rows: the training split, a tree of arrays [N, ...] that all members share; or their
+            shapes (jax.ShapeDtypeStruct), where it is `on` that brings the arrays.
           given: the objective's, [M, ...].
           own: rows of each member's own, [M, N, ...]: all there are, where `rows` is (), or a dict
             that joins the dict `rows`.
@@ -311,9 +313,17 @@ class Program(_Compiled):
         size = _examples(rows, own)
         if size < self._batch_size:
             raise ValueError(f"{size} rows make no batch of {self._batch_size}: lower batch_size.")
-        self._size, self.rows = len(members.seed), place(rows, self._whole)
+        self._size, self.rows = len(members.seed), self._laid_out(rows)
         each = _filled((members, given, own), self._mesh.shape["member"])
         self._members, self._given, self._own = place(each, self._by_member)
+
+    def _laid_out(self, rows: Any) -> Any:
+        """Rows, or their shapes, on every device."""
+        leaves = jax.tree.leaves(rows)
+        if leaves and isinstance(leaves[0], jax.ShapeDtypeStruct):
+            shaped = functools.partial(jax.ShapeDtypeStruct, sharding=self._whole)
+            return jax.tree.map(lambda leaf: shaped(leaf.shape, leaf.dtype), rows)
+        return place(rows, self._whole)
 
     @property
     def _uneven(self) -> bool:

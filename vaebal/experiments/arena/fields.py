@@ -48,16 +48,16 @@ def _data() -> ml_collections.ConfigDict:
     data.size = 10_000  # N
     data.tests = 2_000
     data.kinds = ("network", "linear", "rendered")
-    data.ranks = tuple(range(1, 13))  # r
-    data.seeds = (1, 2, 3)  # every one another data set
+    data.ranks = (2, 4, 8, 12)  # r
+    data.seeds = tuple(range(1, 10))  # every one another data set
     data.rivals = 1  # of these seeds the first so many are the rivals' too
     # Beside these: with noise, with few examples, and where one number is no whole answer.
     data.other_kinds = ("network", "linear")
     data.other_ranks = (2, 4, 8)
-    data.noise = (0.05,)
-    data.few = (500, 2_000)
-    data.spheres = (1, 2, 4)  # r of a sphere, which lies in r + 1 dimensions
-    data.unions = True  # of three linear manifolds of dimension 4
+    data.noise = ()  # standard deviations
+    data.few = ()  # numbers of examples
+    data.spheres = ()  # r of a sphere, which lies in r + 1 dimensions
+    data.unions = False  # of three linear manifolds of dimension 4
     # The one set on which rivals are tuned, a network manifold, and nothing is shown.
     data.tuning_rank = 4
     data.tuning_seed = 1000
