@@ -61,8 +61,13 @@ def test_the_table_counts_what_the_topology_allows():
         "kind": "film", "name": "a", "images": 300, "counts": [1, 2], "settled": True, "error": 1.0,
         "variance": 50.0, "factor_r2": [0.99, 1.0], "seconds": 10.0,
     }  # fmt: skip
-    page = photographs.table([row | {"dimension": count} for count in (1, 2, 3)])
-    assert "allows in 2 of 3 sets" in page
+    rows = [row | {"dimension": count} for count in (1, 2, 3)]
+    face = row | {"kind": "face", "counts": [2], "factor_r2": [0.9, 0.5]}
+    page = photographs.table([*rows, face | {"dimension": 2}])
+    assert "**2 of 3 turntable films have a count that the topology allows.**" in page
+    assert "The others: 3 latents in 1." in page
+    assert "**1 of 1 persons under moving light" in page
+    assert "medians: 0.90, 0.50 with 2 latents." in page
     assert "| a | 300 | 3 | 1 or 2 | yes | 1.00 | 0.020 | 0.99, 1.00 | 10 |" in page
 
 

@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,12 +135,31 @@ def fitted(of: Photographs) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return row, shown
 
 
+def _found(rows: list[dict[str, Any]], kind: str) -> str:
+    """How often the count is allowed, and how well each factor is held, in films or faces."""
+    own = [row for row in rows if row["kind"] == kind]
+    if not own:
+        return ""
+    name = {"film": "turntable films", "face": "persons under moving light"}[kind]
+    right = [row for row in own if row["dimension"] in row["counts"]]
+    said = f"**{len(right)} of {len(own)} {name} have a count that the topology allows.**"
+    if len(right) < len(own):
+        above = Counter(row["dimension"] for row in own if row not in right)
+        said += (
+            f" The others: {', '.join(f'{d} latents in {n}' for d, n in sorted(above.items()))}."
+        )
+    medians = []
+    for count in sorted({row["dimension"] for row in own}):
+        r2 = np.median([row["factor_r2"] for row in own if row["dimension"] == count], 0)
+        medians.append(f"{', '.join(f'{each:.2f}' for each in r2)} with {count}")
+    return f"{said} Factor R², medians: {'; '.join(medians)} latents."
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """table.md."""
-    right = sum(row["dimension"] in row["counts"] for row in rows)
     said = [
         "# `fit` on photographs of known dimension",
-        f"**A count that the topology allows in {right} of {len(rows)} sets**, with no argument "
+        f"{' '.join(_found(rows, kind) for kind in ('film', 'face')).strip()} With no argument "
         f"but the photographs, at {SIDE} × {SIDE} pixels in [0, 1]. A film is one turn of a "
         "turntable: a closed curve, which takes two latents or one with a cut. A face is one "
         "person under light from two known angles. Error: Σ(x − x̂)² over pixels at the posterior "
