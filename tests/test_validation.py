@@ -1,11 +1,14 @@
 """The validation of `diagnose`: states told from known r and noise, and the page."""
 
+import sys
+
 import numpy as np
 import pytest
 
 from vaebal.diagnosis import population, validation
 from vaebal.diagnosis.population import Case, Outcome, Source
 from vaebal.diagnosis.verdict import BALANCED, OVER, UNDER
+from vaebal.errors import InputError
 
 SOURCE = Source("linear", 2, 20, 0.1, 0)
 
@@ -70,3 +73,26 @@ def test_arms_of_one_program_do_not_disturb_each_other(monkeypatch):
     one = population.train([cases[0]])
     np.testing.assert_allclose(one[0].x_hat, two[0].x_hat, atol=2e-3)
     assert np.abs(two[1].x_hat - two[0].x_hat).max() > 1e-2
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_a_case_by_pytorch_holds_or_learns_its_gamma(rate):
+    """A point outside the training rows is encoded and decoded; gamma is told."""
+    pytest.importorskip("torch")
+    from vaebal.diagnosis import torch_population
+
+    source = torch_population.sources(3, 1)[0]
+    case = Case(source, "PyTorch", "any", 3, 0.5, rate, 1, "torch")
+    got = torch_population.train(case)
+    assert [a.shape for a in got[:5]] == [(2000, source.dim)] * 3 + [(2000, 3)] * 2
+    assert (got.gamma == 0.5) == (rate == 0)
+    explained = 1 - np.square(got.x - got.x_hat).sum() / np.square(got.x - got.x.mean(0)).sum()
+    assert explained > 0.1 or rate == 0
+
+
+def test_without_torch_it_is_said_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "vaebal.diagnosis.torch_population", raising=False)
+    with pytest.raises(InputError, match="--torch needs torch: pip install torch pythae"):
+        validation.main(["--torch", f"--out={tmp_path}"])

@@ -1,4 +1,4 @@
-"""The same network in PyTorch, and under pythae's trainer: imported here and nowhere else."""
+"""The same network in PyTorch, and under pythae's trainer."""
 
 import contextlib
 import functools
