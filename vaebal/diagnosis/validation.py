@@ -39,7 +39,8 @@ JAX_METHOD = """
 The VAEs are MLPs of width 64 with skips and K = 16 latents (K = κ where the arm names κ; r open:
 the others stay at the prior), trained on 3,000 examples with Adam (rate 3e-3, cosine; 2,500 steps
 of 64, the slow arms 8,000). Data: linear and random-network manifolds of dimension r = 1…8 in
-turn; D from 20, 48, 96, 200, the manifold, and white noise of standard deviation 0, .002 or .01 drawn at random.
+turn; D from 20, 48, 96, 200, the manifold, and white noise of standard deviation 0, .002 or .01
+drawn at random.
 """
 METHOD = """
 Each is diagnosed on 2,000 other examples, with x̂ at the mean and at one sampled z and with γ.
