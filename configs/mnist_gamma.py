@@ -36,6 +36,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.train.epochs_per_chunk = 5
     config.train.epochs_per_checkpoint = 15
     config.eval.nll_samples = 50
+    config.eval.laplace_images = 200
     if variant == "quick":
         config.name = "mnist_gamma_quick"
         config.train.seeds = (0,)

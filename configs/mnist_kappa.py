@@ -25,6 +25,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.train.learning_rate = 3e-3
     config.train.seeds = (0, 1, 2)
     config.train.epochs = 400
+    config.eval.laplace_images = 200
     if variant == "quick":
         config.name = "mnist_kappa_quick"
         config.train.seeds = (0,)

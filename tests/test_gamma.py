@@ -85,6 +85,15 @@ def test_every_run_has_a_whole_row_and_history(finished):
     assert all((path / name).exists() for name in ("table.md", "speed.png", "dimensions.png"))
 
 
+@pytest.mark.slow
+def test_a_tighter_bound_is_set_beside_the_nll(tmp_path):
+    """On the first images; and the page tells of it."""
+    alone = {"train__arms": ("learned 1e-1",), "data__ranks": (2,), "train__seeds": (0,)}
+    (row,) = gamma.run(tiny(**alone, eval__laplace_images=8), str(tmp_path))
+    assert 0 < row["laplace_gain"] < row["negative_elbo"] - row["nll"] + 20
+    assert "samples from the Laplace approximation" in (tmp_path / "table.md").read_text()
+
+
 def test_a_fixed_gamma_is_its_own_seeds_final_gamma(finished):
     _, rows = finished
     values = set()

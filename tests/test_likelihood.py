@@ -52,6 +52,15 @@ def test_the_laplace_bound_is_exact_for_affine_decoders(affine):
     assert np.median(few) < 25
 
 
+def test_beside_another_bound_it_is_told_how_much_lower_it_lies(affine):
+    """Of an affine decoder it is exact, so the gain is the other bound's whole gap."""
+    model, params, pixels, exact = affine
+    told = likelihood.laplace_beside(exact + 2.0, model, params, pixels, samples=5, seed=0)
+    assert told["laplace_gain"] == pytest.approx(2.0, abs=1e-3)
+    assert told["laplace_gain_se"] < 1e-3
+    assert told["laplace_effective_sample_size"] == pytest.approx(5, rel=1e-3)
+
+
 def test_without_used_latents_it_is_the_encoders_bound(affine):
     """Draws differ, so the means over images agree within their errors."""
     model, params, x, _ = affine

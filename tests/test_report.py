@@ -66,6 +66,18 @@ def test_rows_survive_json_and_csv(tmp_path):
     assert read == [{k: row[k] for k in ("a", "b")} for row in rows]
 
 
+def test_the_tighter_bound_is_told_over_the_runs_that_have_it():
+    names = ("laplace_gain", "laplace_gain_se", "laplace_effective_sample_size")
+    rows = [
+        dict(zip(names, numbers, strict=True)) for numbers in ((3.0, 0.2, 8.0), (7.0, 0.5, 20.0))
+    ]
+    told = report.laplace([*rows, {"nll": 1.0}])
+    assert "by 3 to 7 nats" in told
+    assert "over images .5)" in told.replace("0.5", ".5")
+    assert told.endswith("effective sample size of 8 to 20.")
+    assert report.laplace([{"nll": 1.0}]) == ""
+
+
 def _row(skips, kappa, seed, data, **values):
     names = ("error_mean", "error_sampled", "nll", "gamma", "gamma_residual", "kl")
     row = dict.fromkeys(names, 1.0) | {"nll_se": 0.5, "error_mean_se": 0.1}

@@ -25,12 +25,13 @@ def is_positive(text: str) -> bool:
         return False
 
 
-def positive_integers(config: Any, *fields: str) -> None:
-    """Each field is an integer of at least 1."""
+def positive_integers(config: Any, *fields: str, zero: bool = False) -> None:
+    """Each field is an integer of at least 1 (or 0, where `zero`)."""
+    least = 0 if zero else 1
     for field in fields:
         value = _value(config, field)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InputError(f"{field}={value!r} must be an integer of at least 1.")
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise InputError(f"{field}={value!r} must be an integer of at least {least}.")
 
 
 def positive_numbers(config: Any, *fields: str, zero: bool = False) -> None:

@@ -158,6 +158,20 @@ def over_seeds(seeds: Sequence[int]) -> str:
     return f"mean ± standard deviation over the {len(seeds)} seeds {', '.join(map(str, seeds))}"
 
 
+def laplace(rows: Sequence[Row]) -> str:
+    """How much lower the NLL's bound is by the Laplace approximation, where rows have it."""
+    own = [row for row in rows if "laplace_gain" in row]
+    if not own:
+        return ""
+    gains, effective = column(own, "laplace_gain"), column(own, "laplace_effective_sample_size")
+    return (
+        "As many samples from the Laplace approximation of the posterior, on the first test "
+        f"images, lower the bound by {short(min(gains))} to {short(max(gains))} nats (run by run; "
+        f"the largest standard error over images {short(max(column(own, 'laplace_gain_se')))}), at "
+        f"a median effective sample size of {short(min(effective))} to {short(max(effective))}."
+    )
+
+
 def training_took(rows: Sequence[Row]) -> str:
     """A sentence on how long the rows' training took, and on what."""
     return f"Training took {sum(column(rows, 'train_seconds')):.0f} s in all on {device()}."

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from vaebal.data import Decode, ImageSet, mean_image, some_indices
-from vaebal.measures import evaluation, mmd
+from vaebal.measures import evaluation, likelihood, mmd
 from vaebal.measures.factors import factor_r2, factor_shares
 from vaebal.models import GaussianVAE, prior_samples
 from vaebal.streams import stream
@@ -68,6 +68,12 @@ def evaluate(
         )
         estimates["nll"] = evaluation.mean_estimate(nll)
         about["effective_sample_size"] = float(np.median(effective))
+        most = config.eval.laplace_images
+        if most:
+            about |= likelihood.laplace_beside(
+                nll[:most], model, params, jnp.asarray(images.test[:most]), seed=seed,
+                samples=config.eval.nll_samples, decode=images.decode,
+            )  # fmt: skip
     row: dict[str, Any] = {"gamma": gamma}
     for name, (value, error) in estimates.items():
         row[name], row[f"{name}_se"] = float(value), float(error)

@@ -32,6 +32,8 @@ def defaults(name: str) -> ml_collections.ConfigDict:
     config.eval.train_images = 5_000  # on which gamma's residual is measured
     config.eval.mmd_samples = 2_000
     config.eval.nll_samples = 0  # S of the importance-weighted NLL; 0: it is not measured
+    # Test images on which a tighter bound, by the Laplace approximation, is set beside; 0: none.
+    config.eval.laplace_images = 0
     config.eval.pictures = 12
     return config
 

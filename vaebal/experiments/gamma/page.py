@@ -84,6 +84,7 @@ def protocol(config: Any, rows: Sequence[Row], images: ImageSet) -> dict[str, st
         steps=rows[0]["steps"],
         early=EARLY_PATIENCE,
         effective=np.median([row.get("effective_sample_size", 0.0) for row in rows]),
+        laplace=report.laplace(rows),
         over_seeds=report.over_seeds(sorted(set(column(rows, "seed")))),
         drawn=min(config.eval.mmd_samples, rows[0]["test_images"]),
         largest={n: max(column(rows, f"{n}_se")) for n in ("error_mean", "negative_elbo", "mmd")},
@@ -98,6 +99,7 @@ def protocol(config: Any, rows: Sequence[Row], images: ImageSet) -> dict[str, st
         **{name: guarded and config.train[name] for name in ("slowest", "jitter", "patience")},
         "decay": config.train.weight_decay,
         "nll": config.eval.nll_samples,
+        "laplace": config.eval.nll_samples and config.eval.laplace_images,
         **{kind: kind in kinds for kind in order.KINDS if kind != "adaptive"},
     }
     apart = ("summary", "paper")

@@ -57,6 +57,8 @@ def defaults(name: str) -> ml_collections.ConfigDict:
 
     config.eval = ml_collections.ConfigDict()
     config.eval.nll_samples = 100  # S
+    # Test images on which a tighter bound, by the Laplace approximation, is set beside; 0: none.
+    config.eval.laplace_images = 0
     config.eval.block = 1000  # images evaluated at a time
     config.eval.pictures = 12
     return config

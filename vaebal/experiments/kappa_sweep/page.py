@@ -81,9 +81,9 @@ def protocol(config: Any, rows: Sequence[Row], images: ImageSet) -> str:
         nll_se=max(column(rows, "nll_se")),
         error_se=max(column(rows, "error_mean_se")),
     )
-    return " ".join(
-        [how["data"], how[config.train.gamma_rule], how["columns"], report.training_took(rows)]
-    )
+    tighter = [report.laplace(rows)] if config.eval.laplace_images else []
+    told = [how["data"], how[config.train.gamma_rule], how["columns"], *tighter]
+    return " ".join([*told, report.training_took(rows)])
 
 
 def draw_sweep(rows: Sequence[Row]) -> plt.Figure:

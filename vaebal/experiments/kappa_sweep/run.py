@@ -16,7 +16,7 @@ from vaebal.experiments import checks, inputs, report
 from vaebal.experiments.cells import Cells, schedule_of
 from vaebal.experiments.kappa_sweep import fields, page
 from vaebal.homotopy import Homotopy
-from vaebal.measures import evaluation
+from vaebal.measures import evaluation, likelihood
 from vaebal.models import GaussianVAE, mlp_vae, prior_samples, with_own_skips
 from vaebal.models.nets import ACTIVATIONS, PRODUCTS
 from vaebal.streams import stream
@@ -82,6 +82,7 @@ def check(config: Any) -> None:
     checks.positive_numbers(config, "model.gamma", "train.learning_rate", "train.clip_norm")
     checks.positive_numbers(config, "model.branch_scale", zero=True)
     checks.positive_numbers(config, "train.final_learning_rate", "train.warmup_steps", zero=True)
+    checks.positive_integers(config, "eval.laplace_images", zero=True)
     checks.one_of(config, "model.activation", tuple(ACTIVATIONS))
     checks.one_of(config, "train.gamma_rule", ("closed_form", "adam", "fixed"))
     checks.one_of(config, "train.stack", ("auto", "all", "skips", "none"))
@@ -293,6 +294,12 @@ def evaluate(
     row = {"gamma": gamma}
     for name, estimate in estimates.items():
         row[name], row[f"{name}_se"] = estimate
+    most = config.eval.laplace_images
+    if most:
+        del options["block"]
+        row |= likelihood.laplace_beside(
+            nll[:most], model, params, test[:most], samples=config.eval.nll_samples, **options
+        )
     variance = posterior.variance[: cell.kappa]
     return row | {
         "informative": int((variance < 0.5).sum()),
