@@ -14,8 +14,8 @@ from vaebal.errors import InputError
 from vaebal.experiments import schema
 
 EXPERIMENTS = (
-    *("arena", "counterclaim", "gamma", "generation", "kappa_sweep", "latent_diffusion"),
-    *("theorem1", "theorem2", "theorem3"),
+    *("arena", "collapse", "counterclaim", "gamma", "generation", "kappa_sweep"),
+    *("latent_diffusion", "theorem1", "theorem2", "theorem3"),
 )
 ON_ONE_PROCESS = ("arena", "counterclaim", "theorem1", "theorem2", "theorem3")
 
