@@ -235,31 +235,43 @@ def draw_dimensions(known: Sequence[Row]) -> plt.Figure:
     for axis in axes.flat[len(arms) :]:
         axis.set_axis_off()
     for index, (axis, arm) in enumerate(zip(axes.flat, arms, strict=False)):
-        axis.plot(ends, ends, linestyle="--", label="active = r", **line)
-        axis.axhline(kappa, linestyle=":", label=f"all κ = {kappa}", **line)
+        axis.plot(ends, ends, linestyle="--", label="as many as the data have", **line)
+        axis.axhline(kappa, linestyle=":", label=f"all {kappa} latents", **line)
         for rank in ranks:
             seeds = sorted(rows_with(known, rank=rank, arm=arm), key=lambda row: row["seed"])
             offsets = width * ((np.arange(len(seeds)) + 0.5) / max(len(seeds), 1) - 0.5)
             axis.plot(
                 rank + offsets, column(seeds, order.ACTIVE), linestyle="none",
                 color=styles[arm]["color"], marker=styles[arm]["marker"],
-                markersize=5 if order.kind(arm) == "adaptive" else 3,
+                markersize=4 if order.kind(arm) == "adaptive" else 3,
             )  # fmt: skip
         share = order.count(rows_with(known, arm=arm))
-        axis.set_title(f"{order.shown(arm)}\nactive = r in {share}", fontsize=8)
+        axis.set_title(f"{_in_words(arm)}\nactive = r in {share}", fontsize=8)
         axis.set_xticks(ranks)
         axis.tick_params(labelsize=7.5, labelbottom=True)
         axis.grid(axis="x", visible=False)
         if index + columns >= len(arms):
-            axis.set_xlabel("true dimension r")
+            axis.set_xlabel("dimension r of the data")
     axes[0, 0].set_ylim(0, 1.06 * kappa)
     for axis in axes[:, 0]:
-        axis.set_ylabel("active dimensions")
+        axis.set_ylabel("active latents")
     handles, _ = axes[0, 0].get_legend_handles_labels()
     run = plt.Line2D([], [], color="0.3", linestyle="none", marker="o", markersize=3,
-                     label="a run (seeds side by side)")  # fmt: skip
+                     label="any mark: a run, seeds side by side")  # fmt: skip
     _legend(figure, [*handles, run])
     return figure
+
+
+def _in_words(arm: str) -> str:
+    """An arm in two lines, for a reader who has seen no table."""
+    match order.kind(arm):
+        case "adaptive":
+            return f"latents opened one by one\n({order.shown(arm)})"
+        case "learned":
+            return f"γ learned, at most\n{arm.removeprefix('learned ')} nats a step"
+        case "fixed":
+            return f"γ fixed from scratch where\n{order.source(arm)} ends"
+    return f"{order.shown(arm)}\n"
 
 
 def draw_homotopy(histories: Mapping[order.Key, list[dict]], images: ImageSet) -> plt.Figure:
