@@ -120,6 +120,13 @@ PAPER = [
         paper="0 latents",
         command="mnist_kappa",
     ),
+    Claim(
+        "the same over initial weights, γ's and σ²'s start, activation, depth and rate",
+        *("mnist_collapse", measured.collapsing),
+        paper="0 latents",
+        command="mnist_collapse",
+        data="κ = {model[kappas]}, {train[epochs]} epochs",
+    ),
     *(
         Claim(
             f"Tables 3 and 4: samples of VAE+ match its reconstructions, {name}",
@@ -212,6 +219,11 @@ OURS = [
         "`diagnose` tells the state of a VAE",
         *("diagnosis/table.md", measured.verdicts),
         command="python -m vaebal.diagnosis.validation",
+    ),
+    Claim(
+        "the same of VAEs made by PyTorch alone and by pythae",
+        *("diagnosis/torch.md", measured.verdicts),
+        command="python -m vaebal.diagnosis.validation --torch --sets=8",
     ),
     Claim(
         "Against rivals on the same data, the adaptive homotopy's count is right most often",

@@ -10,6 +10,7 @@ from scipy import stats
 
 from vaebal.estimator.validation import CLOSED
 from vaebal.experiments import table1
+from vaebal.experiments.collapse import page
 from vaebal.experiments.gamma import order
 from vaebal.experiments.report import (
     Row,
@@ -292,6 +293,18 @@ def saturation(paper: tuple[int, int]) -> Callable[[Source], Found]:
         return Found(text, reproduced(paper[0] <= min(counts) and max(counts) <= paper[1]))
 
     return measure
+
+
+def collapsing(source: Source) -> Found:
+    """Which variants of the network keep no active latent, without skips and with both."""
+
+    def gone(skips: str) -> list[str]:
+        return [row["variant"] for row in source.only(skips=skips) if not row["active_0.01"]]
+
+    alone, both = gone("none"), gone("residual+affine")
+    named = "; ".join(page.label(variant) for variant in alone)
+    text = f"{len(alone)} of {len(source.only(skips='none'))} networks keep no latent ({named})"
+    return Found(f"{text}; with both skips {len(both)}", sharpened(len(alone) > len(both)))
 
 
 def without_skips(source: Source) -> Found:

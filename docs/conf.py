@@ -50,7 +50,17 @@ ORDER = {
         ("Experiments", [f"docs/{page}" for page in (*FIRST[6:], *OTHERS)]),
         ("Reference", ("docs/api/vaebal", "docs/api/*", "CHANGELOG")),
     ),
-    "docs/results": (("", ("results/*/table", "results/bench/*", "results/earlier/README")),),
+    "docs/results": (
+        (
+            "",
+            (
+                "results/*/table",
+                "results/diagnosis/torch",
+                "results/bench/*",
+                "results/earlier/README",
+            ),
+        ),
+    ),
     "results/earlier/README": (("", ("results/earlier/**/table",)),),
 }
 
