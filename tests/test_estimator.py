@@ -233,7 +233,12 @@ def test_one_scale_for_all_features():
 
 @pytest.mark.slow
 @parametrize_with_checks([BalancedVAE(max_latents=2)])
-def test_scikit_learns_own_checks(estimator, check):
+def test_scikit_learns_own_checks(estimator, check, monkeypatch):
+    """Of what an estimator takes, refuses and keeps, for which a tenth of the steps will do."""
+    monkeypatch.setattr(
+        "vaebal.estimator.balanced.plan",
+        lambda *sizes: plan(*sizes)._replace(steps=200, settle_steps=200, patience=30),
+    )
     check(estimator)
 
 

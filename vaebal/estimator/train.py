@@ -266,16 +266,9 @@ def fit(
     epochs = lambda steps: -(-steps // steps_per_epoch(len(train), plan.batch_size))  # noqa: E731
     program = _program(plan, "count", *shape).on(member, train, given=given)
     found = _run(
-        program,
-        program.init(),
-        "count",
-        epochs(plan.steps),
-        bound,
-        tell,
-        deadline,
-        kept,
+        program, program.init(), "count", epochs(plan.steps), bound, tell, deadline, kept,
         stops=False,
-    )
+    )  # fmt: skip
     state = jax.tree.map(lambda leaf: leaf[0], found.state)
     number = int(state.homotopy.open)
     history = [{"phase": 0.0, **each} for each in found.history]
