@@ -301,7 +301,7 @@ def test_methods_are_spelt_with_a_number_or_tuned():
         ("data.ranks", (0,), "data.ranks"),
         ("data.kinds", ("digits",), "data.kinds"),
         ("data.few", (50,), "batch_size=100 is more than"),
-        ("data.dim", 30, "data.dim=30"),
+        ("data.dim", 20, "data.dim=20"),
         ("grids.GECO", (), "GECO"),
     ],
 )
