@@ -6,6 +6,7 @@ import json
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from scipy import stats
@@ -360,6 +361,18 @@ def test_the_page_names_a_better_rival_first_and_counts_with_wilsons_interval():
     # The rivals have three of our four data sets; all of them are shown once more.
     assert lines["adaptive, on the rivals' sets"]["count = r"].startswith("2 of 3")
     assert lines["IRMAE"]["count − r"].startswith("+0.50")
+
+
+def test_a_run_that_stopped_is_no_hit_and_has_no_count():
+    own = rows_of("GECO", [(1, 1), (2, 3), (3, 3)])
+    stopped = {"count": None, "error": None, "negative_elbo": None, "mmd": None}
+    rows = [*rows_of("adaptive", [(1, 1), (2, 2), (3, 3)]), *own[:2], own[2] | stopped]
+    header, body = page.main_table(rows)
+    lines = {line[0]: dict(zip(header, line, strict=True)) for line in body}
+    assert lines["GECO"]["count = r"].startswith("1 of 3")
+    assert lines["GECO"]["count − r"].startswith("+0.50")
+    assert page.kinds_table(rows)[1][1] == ["GECO", "1 of 3"]
+    plt.close(page.draw(rows))
 
 
 def test_estimates_count_where_they_round_to_r():

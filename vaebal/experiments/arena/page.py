@@ -43,8 +43,9 @@ def of_method(rows: Sequence[Row], name: str) -> list[Row]:
 
 
 def known(rows: Sequence[Row]) -> list[Row]:
-    """Rows of whole, clean data sets of known r."""
-    return rows_with(rows, group="known")
+    """Rows of whole, clean data sets of known r; where there are none, of noisy and small ones."""
+    clean = rows_with(rows, group="known")
+    return clean or [row for row in rows if row["group"] in ("noise", "few")]
 
 
 def source(row: Row) -> tuple:
@@ -53,8 +54,18 @@ def source(row: Row) -> tuple:
 
 
 def exact(rows: Sequence[Row]) -> int:
-    """In how many the count, rounded, is r."""
-    return sum(round(row["count"]) == row["rank"] for row in rows)
+    """In how many the count, rounded, is r; a run that stopped has none, and is no hit."""
+    return sum(round(row["count"]) == row["rank"] for row in ended(rows))
+
+
+def ended(rows: Sequence[Row]) -> list[Row]:
+    """Those that did not stop."""
+    return [row for row in rows if row["count"] is not None]
+
+
+def off(rows: Sequence[Row]) -> list[float]:
+    """Count less r, of each that did not stop."""
+    return [row["count"] - row["rank"] for row in ended(rows)]
 
 
 def interval(hits: int, trials: int) -> tuple[float, float]:
@@ -104,7 +115,7 @@ def main_table(rows: Sequence[Row]) -> Table:
         lines.insert(1, (f"{OURS}, on the rivals' sets", there))
     return header, [
         [
-            *(name, proportion(own), signed([row["count"] - row["rank"] for row in own], 2)),
+            *(name, proportion(own), signed(off(own), 2)),
             *(_median(own, "error", 100), _beside(own, ours), _median(own, "mmd")),
             short(float(np.mean(column(own, "train_seconds")))),
         ]
@@ -115,7 +126,7 @@ def main_table(rows: Sequence[Row]) -> Table:
 def kinds_table(rows: Sequence[Row]) -> Table:
     """Exact counts by kind of data."""
     kinds: dict[str, Callable[[Row], bool]] = {}
-    for kind in distinct(known(rows), "kind"):
+    for kind in distinct(rows_with(rows, group="known"), "kind"):
         kinds[kind] = lambda row, kind=kind: (row["group"], row["kind"]) == ("known", kind)
     for noise in sorted({row["noise"] for row in rows if row["group"] == "noise"}):
         kinds[f"noise {noise:g}"] = lambda row, noise=noise: row["noise"] == noise
@@ -140,11 +151,11 @@ def shapes_table(rows: Sequence[Row]) -> Table:
         line = [name]
         for rank in ranks:
             own = rows_with(of_method(spheres, name), rank=rank)
-            line.append(short(float(np.mean(column(own, "count")))) if own else "")
+            line.append(short(float(np.mean(column(ended(own), "count")))) if own else "")
         if unions:
             own = of_method(unions, name)
             used = [row["used_per_example"] for row in own if row["used_per_example"] is not None]
-            line.append(short(float(np.mean(column(own, "count"))), 3) if own else "")
+            line.append(short(float(np.mean(column(ended(own), "count"))), 3) if own else "")
             line.append(f"{np.mean(used):.1f}" if used else "")
         body.append(line)
     return header, body
@@ -207,9 +218,9 @@ def draw(rows: Sequence[Row]) -> plt.Figure:
     grid = np.full((len(names), len(ranks)), np.nan)
     for i, name in enumerate(names):
         for j, rank in enumerate(ranks):
-            own = rows_with(of_method(shown, name), rank=rank)
+            own = ended(rows_with(of_method(shown, name), rank=rank))
             if own:
-                grid[i, j] = np.mean([row["count"] - rank for row in own])
+                grid[i, j] = np.mean(off(own))
     right.imshow(grid, cmap="RdBu_r", vmin=-6, vmax=6, aspect="auto")
     for i, j in np.argwhere(np.isfinite(grid)):
         colour = "white" if abs(grid[i, j]) > 4 else "black"
@@ -251,9 +262,10 @@ def write(
         sections.append(
             Section("", main_table(rows), [stopped, how["main"], *took], [figure], grouped=False)
         )
-        sections.append(
-            Section("By kind of data", kinds_table(rows), [how["kinds"]], grouped=False)
-        )
+    if known(rows):
+        others = {"noise", "few"} & set(column(rows, "group"))
+        told = [how["kinds"], how["others"] if others else ""]
+        sections.append(Section("By kind of data", kinds_table(rows), told, grouped=False))
     if any(row["group"] in ("sphere", "union") for row in rows):
         sections.append(
             Section("Where one number is no whole answer", shapes_table(rows), [how["shapes"]],

@@ -281,6 +281,12 @@ class Arena:
 
         return runner.train_all(self.cells, self.groups(runs), train_group)
 
+    def without_count(self, run: Run) -> Row:
+        """The row of a run that stopped: it counts among its method's, and found nothing."""
+        group = run.source.group(self.config.data.size)
+        row = self.cells.row(run) | {"group": group, "count": None} | evaluate.nothing()
+        return row | {"epochs": 0, "steps": 0, "batch_size": 0, "train_seconds": 0.0}
+
     def estimate(self, runs: Sequence[Run]) -> dict[Run, Row]:
         """Rows of runs by neighbours, a data set at a time."""
         by_source: dict[Source, list[Run]] = {}
@@ -360,7 +366,8 @@ def run(config: Any, workdir: str) -> list[Row]:
 
     def write(finished: dict[Run, Row], stopped: str) -> None:
         tried = [row for row in tuned.values() if "stopped" not in row]
-        page.write(config, path, list(finished.values()), tried, settings, stopped)
+        ended = [finished.get(run) or arena.without_count(run) for run in rows]
+        page.write(config, path, ended, tried, settings, stopped)
 
     return runner.report_all(rows, fix, write)
 
