@@ -262,7 +262,6 @@ def write(
         sections.append(
             Section("", main_table(rows), [stopped, how["main"], *took], [figure], grouped=False)
         )
-    if known(rows):
         others = {"noise", "few"} & set(column(rows, "group"))
         told = [how["kinds"], how["others"] if others else ""]
         sections.append(Section("By kind of data", kinds_table(rows), told, grouped=False))
