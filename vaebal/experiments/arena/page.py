@@ -224,7 +224,7 @@ def draw(rows: Sequence[Row]) -> plt.Figure:
     right.imshow(grid, cmap="RdBu_r", vmin=-6, vmax=6, aspect="auto")
     for i, j in np.argwhere(np.isfinite(grid)):
         colour = "white" if abs(grid[i, j]) > 4 else "black"
-        text = f"{grid[i, j]:+.0f}" if abs(grid[i, j]) >= 0.5 else "0"
+        text = f"{grid[i, j]:+.0f}" if round(grid[i, j]) else "0"
         right.text(j, i, text.replace("-", "−"), ha="center", va="center", size=7, color=colour)
     right.set(xticks=range(len(ranks)), xticklabels=ranks, yticks=[], xlabel="r")
     right.set_title("count − r, on average", fontsize=9)
