@@ -1,7 +1,7 @@
 """Who finds the number of latents: ours, its rivals and estimators on the same data.
 
 Command: python main.py --config=configs/arena.py
-Cost: 28 runs to tune and 252 to show, of 20,000 steps of a small MLP: under two hours on two CPU
+Cost: 28 runs to tune and 264 to show, of 20,000 steps of a small MLP: under two hours on two CPU
 cores.
 
 python main.py --config=configs/arena.py:hard    noise, few examples, spheres, unions: half an hour

@@ -1,7 +1,7 @@
 """Without skip connections the paper's MNIST network keeps no latent: which network does?
 
 Command: python main.py --config=configs/mnist_collapse.py
-Cost: 32 runs of three epochs, a quarter of an hour on two CPU cores.
+Cost: 28 runs of three epochs, some quarter of an hour on two CPU cores.
 """
 
 import ml_collections
@@ -14,7 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.name = "mnist"
     config.model.kappas = (50,)
     config.model.skips = ("none", "residual+affine")
-    # Where configs/mnist_kappa.py starts; every variant changes one thing, the last ones two.
+    # Where configs/mnist_kappa.py starts; a variant changes what it names.
     config.model.gamma = 0.067
     config.model.log_var_init = -3.0
     config.train.learning_rate = 1e-3

@@ -7,6 +7,7 @@ import pytest
 
 from vaebal.errors import InputError
 from vaebal.experiments.collapse import fields, page, run
+from vaebal.experiments.kappa_sweep import run as sweep
 
 
 def tiny(*variants):
@@ -50,7 +51,7 @@ def test_kernels_start_smaller_and_nothing_else_does(small_vae, pixels):
     objective = gaussian_vae(small_vae())
     usual, small = (
         each.init(Member(0, 5, 1.0), pixels.mean(0))
-        for each in (objective, run.smaller_start(objective, 0.25))
+        for each in (objective, sweep.scaled_start(objective, 0.25))
     )
     expected = jax.tree_util.tree_map_with_path(
         lambda path, leaf: np.asarray(leaf) * (0.25 if path[-1].key == "kernel" else 1), usual
@@ -61,7 +62,7 @@ def test_kernels_start_smaller_and_nothing_else_does(small_vae, pixels):
 
 def row(variant, skips, active):
     numbers = {"informative": active, "active_0.01": active, "error_mean": 2.0, "seed": 0}
-    return {"variant": variant, "skips": skips} | numbers
+    return {"variant": variant, "skips": skips, "kappa": 9} | numbers
 
 
 def test_the_sentence_names_who_keeps_nothing():
@@ -75,8 +76,8 @@ def test_the_sentence_names_who_keeps_nothing():
     )
     _, body = page.table(rows)
     assert body == [
-        ["–", *("4.0", "4.0", "2.0"), *("5.0", "5.0", "2.0")],
-        ["weights = 0.1, γ = 1", *("0.0", "0.0", "2.0"), *("3.0", "3.0", "2.0")],
+        ["–", "9", *("4.0", "4.0", "2.0"), *("5.0", "5.0", "2.0")],
+        ["weights = 0.1, γ = 1", "9", *("0.0", "0.0", "2.0"), *("3.0", "3.0", "2.0")],
     ]
 
 

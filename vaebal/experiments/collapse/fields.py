@@ -11,8 +11,6 @@ def defaults(name: str) -> ml_collections.ConfigDict:
     """The kappa sweep's fields, and what is varied of them."""
     config = fields.defaults(name)
     config.experiment = "collapse"
-    # Kernels start at so many times the sweep's own (He's and LeCun's).
-    config.model.weights = 1.0
     # One network each: what it changes of the fields above, as "model.gamma=1 train.epochs=3";
     # "" changes nothing.
     config.variants = ("",)

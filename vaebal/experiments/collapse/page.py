@@ -26,14 +26,18 @@ def label(variant: str) -> str:
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """A line a variant, three columns a kind of skips."""
+    """A line a variant and kappa, three columns a kind of skips."""
     kinds = distinct(rows, "skips")
-    header = ["changed", *(f"{SKIP_NAMES[kind]}: {name}" for kind in kinds for name in COLUMNS)]
+    header = [
+        "changed",
+        "κ",
+        *(f"{SKIP_NAMES[kind]}: {name}" for kind in kinds for name in COLUMNS),
+    ]
     body = []
-    for variant in distinct(rows, "variant"):
-        line = [label(variant)]
+    for variant, kappa in dict.fromkeys((row["variant"], row["kappa"]) for row in rows):
+        line = [label(variant), str(kappa)]
         for kind in kinds:
-            own = rows_with(rows, variant=variant, skips=kind)
+            own = rows_with(rows, variant=variant, kappa=kappa, skips=kind)
             for field, digits in COLUMNS.values():
                 line.append(report.with_spread(column(own, field), digits) if own else "")
         body.append(line)

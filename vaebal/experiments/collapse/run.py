@@ -1,14 +1,12 @@
 """Variants of one network, each with and without skip connections: who keeps latents."""
 
 import ast
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 
-from vaebal.data import ImageSet, mean_image
 from vaebal.errors import InputError
 from vaebal.experiments import cells as runner
 from vaebal.experiments import checks, inputs, report, schema
@@ -16,7 +14,6 @@ from vaebal.experiments.cells import Cells, schedule_of
 from vaebal.experiments.collapse import fields, page
 from vaebal.experiments.kappa_sweep import run as sweep
 from vaebal.experiments.report import Row
-from vaebal.training import Objective, Program, shared_given
 from vaebal.training.progress import Progress
 
 
@@ -67,7 +64,6 @@ def changed(config: Any, variant: str) -> ml_collections.ConfigDict:
             ) from error
     schema.check_fields(own, fields.defaults(config.name))
     sweep.check(own)
-    checks.positive_numbers(own, "model.weights")
     return own
 
 
@@ -79,28 +75,6 @@ def check(config: Any) -> dict[str, ml_collections.ConfigDict]:
     """
     changed(config, "")
     return {variant: changed(config, variant) for variant in checks.distinct(config, "variants")}
-
-
-def smaller_start(objective: Objective, factor: float) -> Objective:
-    """`objective`, whose kernels start at `factor` times their size."""
-
-    def scale(path: tuple, leaf: Any) -> Any:
-        return factor * leaf if path[-1].key == "kernel" else leaf
-
-    def init(member: Any, given: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(scale, objective.init(member, given))
-
-    return objective._replace(init=init)
-
-
-def make_program(config: Any, images: ImageSet, cell: Cell) -> Program:
-    """The compiled program of a cell; `config` is its variant's."""
-    own = sweep.recipe(config, images, [sweep.Cell(*cell[1:])])
-    mean = jax.jit(lambda rows: mean_image(rows, images.decode))(images.train)
-    return Program(
-        smaller_start(own.objective, config.model.weights), own.settings, own.members,
-        images.train, config.train.batch_size, rule=own.rule, given=shared_given(mean, 1),
-    )  # fmt: skip
 
 
 def run(config: Any, workdir: str) -> list[Row]:
@@ -138,7 +112,8 @@ def run(config: Any, workdir: str) -> list[Row]:
             return sweep.evaluate(own, model, params, alike, *rows, images.decode), {}
 
         runner.train(
-            cells, name, group, functools.partial(make_program, own, images, cell),
+            cells, name, group,
+            lambda: sweep.make_program(own, images, [sweep.Cell(*cell[1:])]),
             schedule_of(own.train, len(images.train)), evaluate, progress,
         )  # fmt: skip
 

@@ -31,6 +31,7 @@ def defaults(name: str) -> ml_collections.ConfigDict:
     # Smooth: with relu and the affine skip the MNIST net stays at PCA's error for 12 epochs.
     model.activation = "silu"
     model.branch_scale = 0.0  # residual blocks start as the identity
+    model.weights = 1.0  # kernels start at so many times He's and LeCun's
     model.log_var_init = 0.0  # the posterior starts at the prior's variance
     model.gamma = 1.0  # decoder variance: where it starts, or its fixed value
     # "tensorfloat32": products as an Nvidia GPU takes float32, for gamma above 1e-5; "bfloat16":

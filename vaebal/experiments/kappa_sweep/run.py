@@ -79,7 +79,9 @@ def check(config: Any) -> None:
             f"model.encoder_layers={config.model.encoder_layers!r} must be an integer of at least "
             "2: the last layer is the two heads."
         )
-    checks.positive_numbers(config, "model.gamma", "train.learning_rate", "train.clip_norm")
+    checks.positive_numbers(
+        config, "model.gamma", "model.weights", "train.learning_rate", "train.clip_norm"
+    )
     checks.positive_numbers(config, "model.branch_scale", zero=True)
     checks.positive_numbers(config, "train.final_learning_rate", "train.warmup_steps", zero=True)
     checks.positive_integers(config, "eval.laplace_images", zero=True)
@@ -236,9 +238,21 @@ def recipe(config: Any, images: ImageSet, cells: Sequence[Cell]) -> Recipe:
         for c in cells
     ]  # fmt: skip
     return Recipe(
-        model, gaussian_vae(model, images.decode), settings,
+        model, scaled_start(gaussian_vae(model, images.decode), config.model.weights), settings,
         functools.partial(_rule, config, images.dim), stack_members(members),
     )  # fmt: skip
+
+
+def scaled_start(objective: Objective, factor: float) -> Objective:
+    """`objective`, whose kernels start at `factor` times their size."""
+
+    def scale(path: tuple, leaf: Any) -> Any:
+        return factor * leaf if path[-1].key == "kernel" else leaf
+
+    def init(member: Member, given: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(scale, objective.init(member, given))
+
+    return objective if factor == 1 else objective._replace(init=init)
 
 
 def make_program(config: Any, images: ImageSet, cells: Sequence[Cell]) -> Program:
