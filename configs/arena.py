@@ -5,6 +5,7 @@ Cost: 28 runs to tune and 264 to show, of 20,000 steps of a small MLP: under two
 cores.
 
 python main.py --config=configs/arena.py:hard    noise, few examples, spheres, unions: half an hour
+python main.py --config=configs/arena.py:wide    scenes of r = 8 and 12, layers of 256: an hour
 python main.py --config=configs/arena.py:quick   r = 2 and 4, short: ten minutes
 """
 
@@ -15,7 +16,7 @@ from vaebal.experiments.schema import check_variant
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    check_variant("arena", variant, ("", "hard", "quick"))
+    check_variant("arena", variant, ("", "hard", "wide", "quick"))
     config = fields.defaults("arena")
     if variant == "hard":
         config.name = "arena_hard"
@@ -27,6 +28,16 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.data.few = (500, 2_000)
         config.data.spheres = (2,)
         config.data.unions = True
+    if variant == "wide":
+        config.name = "arena_wide"
+        config.data.kinds = ("rendered",)
+        config.data.ranks = (8, 12)
+        config.model.width = 256
+        # With the numbers that were tuned for the full arena.
+        config.methods = (
+            *("adaptive", "learned 5e-4", "learned 2e-3", "learned 1e-1", "gradient 1e-2"),
+            *("beta-VAE 1e-1", "moving average", "GECO 1e-2", "ARD-VAE 1e-2", "IRMAE 8"),
+        )
     if variant == "quick":
         config.name = "arena_quick"
         config.data.kinds = ("network", "linear")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from vaebal.diagnosis import diagnose, inputs
-from vaebal.diagnosis.verdict import redundancy
+from vaebal.diagnosis.repeats import told_by_others
+from vaebal.diagnosis.verdict import redundancy, repeating
 
 SIZE, PIXELS, NOISE = 1500, 24, 0.02
 SPECTRUM = np.array([1.0, 0.7, 0.5, 0.3])  # of the signal, r = 4
@@ -83,6 +84,9 @@ def test_balance_is_certified_with_the_closed_form_numbers():
     )
     assert 3.5 < e.codes.value.value < 4.5
     assert redundancy(e).value == pytest.approx(1, abs=0.1)
+    assert np.all(np.abs(e.repeated[:4] + 0.1) < 4 * e.repeated_error[:4])  # -1 / neighbours
+    assert np.isnan(e.repeated[4:]).all()
+    assert e.lost == pytest.approx(0, abs=0.001)
 
 
 @pytest.mark.parametrize("latents", [2, 10])
@@ -119,13 +123,65 @@ def test_a_large_gamma_drowns_latents():
     assert certificate.evidence.active.value == 4  # none is collapsed
     assert certificate.evidence.gamma_ratio > 1.5
     assert certificate.advice.startswith("Lower γ")
+    # At a sampled z, Theorem 1's error: gamma for each direction in use, noise for the others.
+    total = SPECTRUM.sum() + PIXELS * NOISE**2
+    assert certificate.evidence.lost == pytest.approx(4 * (0.15 - NOISE**2) / total, rel=0.1)
 
 
 def test_crowding_is_under_regularization():
     certificate = diagnosed(crowded_vae)
     assert certificate.verdict == "under-regularized"
     assert redundancy(certificate.evidence).value > 2
+    assert len(repeating(certificate.evidence)) == 10  # any four tell the other six
     assert "about 4 latents" in certificate.advice
+
+
+def test_one_latent_too_many_is_seen_where_the_dimension_lies_between():
+    """Two latents on one dimension, one of them a noisy function of the other."""
+    outputs = affine_vae(variances=SPECTRUM[:1], kept=1, latents=3)
+    random = np.random.default_rng(3)
+    first = outputs["mean"][:, 0]
+    bent = np.square(first) / np.sqrt(2) + 0.35 * random.standard_normal(SIZE)
+    outputs["mean"][:, 1] = bent - bent.mean()
+    outputs["log_var"][:, 1] = np.log(0.05)
+    certificate = diagnose(**outputs)
+    assert certificate.evidence.codes.value.value > 1.3
+    assert certificate.verdict == "under-regularized"
+    assert repeating(certificate.evidence).tolist() == [1]
+
+
+def test_the_latents_of_a_circle_do_not_repeat_each_other():
+    random = np.random.default_rng(0)
+    angle = random.uniform(0, 2 * np.pi, SIZE)
+    circle = np.sqrt(2) * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    x = np.pad(circle, ((0, 0), (0, PIXELS - 2))) + NOISE * random.standard_normal((SIZE, PIXELS))
+    mean, log_var = np.zeros((SIZE, 4)), np.zeros((SIZE, 4))
+    mean[:, :2], log_var[:, :2] = x[:, :2], np.log(NOISE**2)
+    x_hat = np.pad(x[:, :2], ((0, 0), (0, PIXELS - 2)))
+    certificate = diagnose(x, x_hat, mean, log_var, gamma=NOISE**2)
+    assert len(repeating(certificate.evidence)) == 0
+    assert certificate.evidence.redundancy.value > 1.5
+    assert certificate.verdict == "undecided"
+    assert "closed curve" in certificate.missing[0]
+
+
+def test_what_is_told_by_the_others_is_the_share_of_variance():
+    random = np.random.default_rng(0)
+    z = random.standard_normal((4000, 3))
+    a, b, c = z.T
+    told, errors = told_by_others(z)
+    assert np.all(np.abs(told + 0.1) < 4 * errors)
+    # Of a third latent half the variance is a bent function of the first two.
+    half = np.sin(a) * np.sign(b)
+    half = half / half.std() + c
+    told, errors = told_by_others(np.stack([a, b, half], axis=1))
+    assert told[2] == pytest.approx(0.5, abs=0.08)
+    scaled, _ = told_by_others(np.stack([1e3 * half, a - 5, 1e-3 * b], axis=1))
+    np.testing.assert_allclose(scaled, told[[2, 0, 1]], atol=1e-9)
+    # Rows that come twice do not tell themselves; one latent has no others.
+    twice, _ = told_by_others(np.concatenate([z[:500], z[:500]]))
+    np.testing.assert_array_equal(twice, told_by_others(z[:500])[0])
+    np.testing.assert_array_equal(told_by_others(z[:, :1]), 0)
 
 
 @pytest.mark.parametrize(("lost", "verdict"), [(0.05, "under-regularized"), (0.3, "undecided")])

@@ -15,7 +15,14 @@ from matplotlib.ticker import MaxNLocator
 
 from vaebal.diagnosis.evidence import ACTIVE, INFORMATIVE, Evidence, collect
 from vaebal.diagnosis.inputs import check
-from vaebal.diagnosis.verdict import FAR, STRUCTURED_DOUBT, judge, redundancy
+from vaebal.diagnosis.verdict import (
+    FAR,
+    LOST_DOUBT,
+    REPEATED_DOUBT,
+    STRUCTURED_DOUBT,
+    judge,
+    redundancy,
+)
 from vaebal.measures.evaluation import Estimate
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and in print.
@@ -145,10 +152,14 @@ def _rows(e: Evidence) -> list[tuple[str, str, str]]:
     known = e.gamma is not None
     ratio = "–" if e.gamma_ratio is None else f"{e.gamma_ratio:.3g}"
     above = f"{e.top_residual.value / e.gamma:.3g}" if known else "–"
+    lost = "–" if e.lost is None else f"{e.lost:.2%}"
+    most = int(np.nan_to_num(e.repeated).argmax())
+    told = _with_error(Estimate(e.repeated[most], e.repeated_error[most]))
     rows = [
         ("unexplained variance, at the mean", _percent(e.unexplained), "only noise"),
         ("unexplained variance, at a sampled z", _percent(e.unexplained_sampled), "only noise"),
         ("… in directions above noise", f"{e.structured:.2%}", f"below {STRUCTURED_DOUBT:.0%}"),
+        ("lost at a sampled z, beyond white noise", lost, f"below {LOST_DOUBT:.1%}"),
         (f"active latents, Var(E[z|x]) > {ACTIVE}", _with_error(e.active), "the data's dimension"),
         (f"informative latents, σ² < {INFORMATIVE}", _with_error(e.informative), "the same"),
         ("doubtful latents, one criterion only", str(len(e.doubtful)), "0"),
@@ -166,6 +177,7 @@ def _rows(e: Evidence) -> list[tuple[str, str, str]]:
         ("… maximum likelihood, as published", _with_error(e.data.maximum_likelihood), ""),
         ("dimension of the active codes", _with_error(e.codes and e.codes.value), "the data's"),
         ("redundancy: latents over codes", _with_error(redundancy(e)), "1"),
+        ("most of a latent told by the others", told, f"below {REPEATED_DOUBT}"),
     ]
     if e.intermittent:
         rows.insert(

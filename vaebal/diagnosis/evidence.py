@@ -12,6 +12,7 @@ import numpy as np
 from vaebal.diagnosis.dimension import Dimension, data_dimension
 from vaebal.diagnosis.implied import implied_gamma
 from vaebal.diagnosis.inputs import Inputs
+from vaebal.diagnosis.repeats import told_by_others
 from vaebal.measures.evaluation import Estimate, active_units, mean_estimate
 from vaebal.measures.mmd import imq_mmd2_to_normal
 
@@ -22,6 +23,7 @@ INFORMATIVE = 0.5  # of sigma^2: half the prior's
 LOW, HIGH, LEAST_SHARE, BETWEEN = 0.25, 0.75, 0.05, 0.2
 # Neighbours and kernels look at so many examples at most.
 MOST_NEIGHBOURS, MOST_KERNEL, MOST_SPECTRUM = 2000, 4000, 2000
+MOST_DRAWN = 200  # pixels of drawn noise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,13 +51,17 @@ class Evidence:
       unexplained_sampled: the same at a sampled z; None as gamma_stationary.
       structured: the part of `unexplained` in directions of the residual that stand out of white
         noise of the same size.
+      lost: the part of `unexplained_sampled` beyond white noise as strong as the residual is in the
+        middle of its spectrum; None as gamma_stationary.
       directions: residual directions with variance above gamma (noise's own spread allowed for);
         None if gamma is unknown.
       top_residual: largest variance of the residual along a direction.
       residual_spectrum, data_spectrum: variances along principal directions, descending.
       data: intrinsic dimension of x; codes: of the active posterior means (None if none).
       redundancy: dimension of those means with every latent shuffled by itself, over `codes`: 1
-        where no latent is a function of the others.
+        where they fill as many dimensions as there are latents.
+      repeated: per latent [K] the share of its means' variance that is told by the other active
+        latents' means, `told_by_others`, with standard errors; NaN where idle.
       missing: dimension of x over that of the codes.
     """
 
@@ -81,6 +87,7 @@ class Evidence:
     unexplained: Estimate
     unexplained_sampled: Estimate | None
     structured: float
+    lost: float | None
     directions: int | None
     top_residual: Estimate
     residual_spectrum: np.ndarray
@@ -89,6 +96,8 @@ class Evidence:
     codes: Dimension | None
     redundancy: Estimate | None
     missing: Estimate | None
+    repeated: np.ndarray
+    repeated_error: np.ndarray
 
     @property
     def gamma_ratio(self) -> float | None:
@@ -177,15 +186,30 @@ def _spectrum(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.maximum(values[::-1], 0.0), first
 
 
-def _residual(given: Inputs, rows: np.ndarray, total: float, gamma: float | None) -> dict[str, Any]:
+def _noise(spectrum: np.ndarray, samples: int, pixels: int, random) -> float:
+    """The variance of white noise whose spectrum has the same middle.
+
+    By noise drawn with as many samples a pixel, on which alone the middle depends.
+    """
+    drawn = min(pixels, MOST_DRAWN)
+    white = random.standard_normal((max(round(drawn * samples / pixels), 2), drawn))
+    return float(np.median(spectrum) / np.median(_spectrum(white)[0]))
+
+
+def _residual(
+    given: Inputs, rows: np.ndarray, total: float, gamma: float | None, sampled: Estimate | None,
+    random,
+) -> dict[str, Any]:  # fmt: skip
     """The spectrum of x - x_hat(mean), and how it stands to white noise and to gamma."""
     spectrum, along = _spectrum(given.x[rows] - given.x_hat[rows])
     pixels = given.x.shape[1]
+    noise = _noise(spectrum, len(rows), pixels, random) * pixels / total
     # Noise of variance s spreads its n samples' eigenvalues up to this many s (Marchenko-Pastur).
     edge = (1 + np.sqrt(pixels / len(rows))) ** 2
     floor = edge * spectrum.sum() / pixels
     return {
         "structured": float(np.maximum(spectrum - floor, 0.0).sum() / total),
+        "lost": None if sampled is None else float(sampled.value - noise),
         "directions": None if gamma is None else int((spectrum > edge * gamma).sum()),
         "top_residual": mean_estimate(np.square(along)),
         "residual_spectrum": spectrum,
@@ -194,12 +218,15 @@ def _residual(given: Inputs, rows: np.ndarray, total: float, gamma: float | None
 
 
 def _dimensions(given: Inputs, used: np.ndarray, order: np.ndarray, random) -> dict[str, Any]:
-    """Intrinsic dimension of the data, of the codes, and of the codes shuffled."""
+    """Intrinsic dimension of the data, of the codes and of these shuffled; what they repeat."""
     rows = order[:MOST_NEIGHBOURS]
     data = data_dimension(given.x[rows])
+    repeated, errors = np.full((2, len(used)), np.nan)
+    told = {"repeated": repeated, "repeated_error": errors}
     if not used.any():
-        return {"data": data, "codes": None, "redundancy": None, "missing": None}
+        return {"data": data, "codes": None, "redundancy": None, "missing": None, **told}
     codes = given.mean[rows][:, used]
+    repeated[used], errors[used] = told_by_others(codes)
     found = data_dimension(codes)
     shuffled = data_dimension(random.permuted(codes, axis=0))
     return {
@@ -207,6 +234,7 @@ def _dimensions(given: Inputs, used: np.ndarray, order: np.ndarray, random) -> d
         "codes": found,
         "redundancy": _ratio(shuffled.value, found.value),
         "missing": _ratio(data.value, found.value),
+        **told,
     }
 
 
@@ -261,6 +289,13 @@ def collect(
         mmd2_active=_mmd2(z[:, used]) if used.any() else Estimate(np.nan, np.nan),
         **gammas,
         **shares,
-        **_residual(given, order[:MOST_SPECTRUM], total, gammas["gamma"]),
+        **_residual(
+            given,
+            order[:MOST_SPECTRUM],
+            total,
+            gammas["gamma"],
+            shares["unexplained_sampled"],
+            random,
+        ),
         **_dimensions(given, active, order, random),
     )

@@ -1,10 +1,11 @@
 """Is `diagnose` right? VAEs whose state is known, its verdicts on them, a confusion table.
 
-python -m vaebal.diagnosis.validation [--seed=2] [--sets=16] [--torch] [--out=results/diagnosis]
+python -m vaebal.diagnosis.validation [--seed=3] [--sets=16] [--torch] [--out=results/diagnosis]
 
 Trains every arm of `population` on that many data sets, about ten minutes of one core, and leaves
 table.md in --out; with --torch those of `torch_population`, by PyTorch and pythae, two minutes a
-data set, and torch.md. Seed 1 tuned the rule; any other seed is held out.
+data set, and torch.md. Seed 1 of both tuned the rule, seed 2 led to a change of it; any other seed
+is held out.
 """
 
 import argparse
@@ -24,8 +25,8 @@ from vaebal.diagnosis.verdict import BALANCED, OVER, UNDECIDED, UNDER
 from vaebal.errors import InputError
 
 MIXED = "mixed"
-TUNING_SEED = 1
-LOST = 0.03  # share of the data's variance
+TUNING_SEEDS = (1, 2)
+LOST = 0.033  # share of the data's variance
 PACKAGES = ("vaebal", "jax", "flax", "optax", "numpy", "scikit-learn")
 TORCH_PACKAGES = ("vaebal", "torch", "pythae", "numpy", "scikit-learn")
 TORCH_METHOD = """
@@ -48,15 +49,18 @@ Each is diagnosed on 2,000 other examples, with x̂ at the mean and at one sampl
 The *state* is told from what `diagnose` is not given, r and the noise, and not from the arm's name,
 since an arm does not always end where it was meant to. With a_μ latents active by the mean, a_σ
 by σ² < ½, and the share of the data's variance that a sampled z loses beyond the noise: over:
-a_σ ≤ r and more than 3 % lost; under: at most 3 % lost, and both counts above r, or one by two or
-more, or γ below a quarter of E‖x−x̂‖²/D; balanced: at most 3 % lost, both counts r, γ within a
-factor of 2 of that value; else mixed (one criterion in doubt about one latent, or signs of both),
-which is listed but not scored. The 3 % lie in the gap seen on seed 1 between a slow γ at the right
-count (at most 2.2 %) and κ = r − 1 (at least 3.7 %). The counts and γ are seen by the rule too; r
-and the noise are not. Verdicts are right if they equal the state; "undecided" is counted as wrong.
+a_σ ≤ r and more than 3.3 % lost; under: at most 3.3 % lost, and both counts above r, or one by two
+or more, or γ below a quarter of E‖x−x̂‖²/D; balanced: at most 3.3 % lost, both counts r, γ within
+a factor of 2 of that value; else mixed (one criterion in doubt about one latent, or signs of both),
+which is listed but not scored. The 3.3 % lie in the middle of the gap seen on seed 1 between a γ
+that comes down at the right count (at most 2.2 % by JAX, 2.8 % by PyTorch) and κ = r − 1 (at least
+3.9 %). The counts and γ are seen by the rule too; r and the noise are not. Verdicts are right if
+they equal the state; "undecided" is counted as wrong.
 
-One branch of the rule, what crowding with a moderate error means, was changed after a first run on
-seed 2, because of real digits; it changed no verdict here.
+The rule was changed after both populations had been seen on seed 2, where it called two crowded
+VAEs balanced: crowding was told by the dimension of the codes, and is now by whether a latent is a
+function of the others. Thresholds come from seed 1 (VAEs in balance: a latent's variance is told by
+the others to at most .35; crowded ones: to .6 or more).
 """
 
 
@@ -195,14 +199,14 @@ def page(
     false = sum(row.verdict == BALANCED and row.state in (OVER, UNDER) for row in found)
     wrong = [row for row in scored if row.verdict != row.state]
     mixed = [row for row in found if row.state == MIXED]
-    which = "the tuning seed" if seed == TUNING_SEED else f"seed {seed}, never used in tuning"
+    which = f"seed {seed}" + ("" if seed in TUNING_SEEDS else ", never seen before the rule stood")
     arms = list(dict.fromkeys(row.case.arm for row in found))
     sections = [
         "# diagnose on VAEs of known state",
         f"{right} of {len(scored)} verdicts are right, {right / len(scored):.1%} "
         f"[{interval.low:.1%}, {interval.high:.1%}]; {false} collapsed or crowded VAEs are called "
         f"balanced. {len(found)} VAEs on {sets} data sets ({which}; the rule's thresholds were "
-        f"chosen on seed {TUNING_SEED}); {len(mixed)} ended in a mixed state and are not scored.",
+        f"chosen on seed {TUNING_SEEDS[0]}); {len(mixed)} ended in a mixed state, not scored.",
         _table(
             ["state \\ verdict", *VERDICTS],
             _counted(found, [*VERDICTS[:3], MIXED], lambda row: row.state),
@@ -228,7 +232,9 @@ def page(
 def main(arguments: list[str] | None = None) -> None:
     """The program."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, default=2, help="of the data sets; 1 tuned the rule")
+    parser.add_argument(
+        "--seed", type=int, default=3, help="of the data sets; 1 and 2 made the rule"
+    )
     parser.add_argument("--sets", type=int, default=16, help="data sets; ten to fifteen VAEs each")
     parser.add_argument("--torch", action="store_true", help="those of PyTorch and pythae instead")
     parser.add_argument("--out", default="results/diagnosis", help="folder of the table")

@@ -2,7 +2,7 @@
 
 The order of questions. Does the residual hold structure that a latent could explain, or does z
 lose what the mean keeps? Then x is badly reconstructed, whatever the counts. If not: are active
-latents functions of each other, is the aggregate posterior far from the prior, is gamma below its
+latents functions of the others, is the aggregate posterior far from the prior, is gamma below its
 stationary value? Then fewer latents would do. Balance is what passes both, with every criterion in
 agreement; what fails only one of these is undecided, and says which.
 
@@ -25,7 +25,10 @@ BALANCED, OVER, UNDER, UNDECIDED = (
 STRUCTURED, STRUCTURED_DOUBT = 0.015, 0.01  # share of the data's variance left in directions
 STRUCTURED_BOTH = 0.1  # below this a crowded model's error does not decide
 DROWNED_SHARE, DROWNED_RATIO = 0.05, 1.5  # lost at a sampled z, with gamma above its value
-CROWDED, CROWDED_DOUBT = 1.35, 1.3  # redundancy
+LOST_DOUBT = 0.025  # share of the data's variance lost at a sampled z, beyond white noise
+# Of a latent's variance, told by the others: at most .35 in balance, .6 and more in crowds.
+REPEATED, REPEATED_DOUBT = 0.5, 0.4
+CLOSED = 1.35  # redundancy: of a circle 2, of a sphere 3/2
 FAR = 0.3  # MMD^2 of the aggregate posterior; a point mass at 0 is about 2 away
 GAMMA_SMALL, GAMMA_RANGE = 1 / 3, (0.5, 2.0)  # gamma over its stationary value
 MISSING = 1.3  # dimension of x over that of the codes
@@ -66,6 +69,12 @@ def redundancy(evidence: Evidence) -> Estimate | None:
     return min(found, per_example, key=lambda estimate: estimate.value)
 
 
+def repeating(evidence: Evidence) -> np.ndarray:
+    """The latents that are told by the others, by more than two standard errors; indices."""
+    surely = evidence.repeated - 2 * evidence.repeated_error
+    return np.flatnonzero(np.nan_to_num(surely) > REPEATED)
+
+
 def _drowned(evidence: Evidence) -> bool:
     """Whether a sampled z loses what the mean keeps because gamma is too large."""
     ratio = evidence.gamma_ratio
@@ -94,11 +103,12 @@ def _badly_reconstructed(evidence: Evidence) -> list[str]:
 
 def _crowded(evidence: Evidence) -> list[str]:
     """Signs of under-regularization."""
-    found, excess, ratio = [], redundancy(evidence), evidence.gamma_ratio
-    if _above(excess, CROWDED):
+    found, ratio, repeats = [], evidence.gamma_ratio, repeating(evidence)
+    if len(repeats):
         found.append(
-            f"{evidence.active.value} active latents are {excess.value:.2g} times as many as the "
-            f"dimension of their codes ({evidence.codes.value.value:.1f}): some repeat others."
+            f"Of {evidence.active.value} active latents {len(repeats)} can be told from the others "
+            f"(R² up to {np.nanmax(evidence.repeated):.2f}; codes of dimension "
+            f"{evidence.codes.value.value:.1f}): some repeat others."
         )
     far = {"": evidence.mmd2, " (active latents)": evidence.mmd2_active}
     for what, estimate in far.items():
@@ -133,10 +143,22 @@ def _not_balanced(evidence: Evidence) -> list[str]:
         )
     if excess is None:
         found.append("no latent's posterior mean moves with x")
-    elif excess.value > CROWDED_DOUBT:
-        found.append("the active latents may be more than the dimension of their codes")
+    elif _above(excess, CLOSED):
+        found.append(
+            f"the active latents are {excess.value:.2g} times as many as the dimension of their "
+            f"codes ({evidence.codes.value.value:.1f}), and none is a function of the others: "
+            "codes on a closed curve or surface take one latent more, all others need not"
+        )
+    if np.nan_to_num(evidence.repeated).max() > REPEATED_DOUBT:
+        found.append(
+            f"a latent can in part be told from the others (R² {np.nanmax(evidence.repeated):.2f})"
+        )
+    if evidence.lost is not None and evidence.lost > LOST_DOUBT:
+        found.append(
+            f"a sampled z loses {evidence.lost:.1%} of the data's variance beyond white noise"
+        )
     # Structure, not the dimension alone: observation noise has a dimension of its own.
-    if _above(evidence.missing, MISSING) and evidence.structured > STRUCTURED_DOUBT / 5:
+    if _above(evidence.missing, MISSING) and evidence.structured > STRUCTURED_DOUBT / 2:
         found.append(
             f"the data's dimension ({evidence.data.value.value:.1f}) is above that of the codes "
             f"({evidence.codes.value.value:.1f})"
@@ -160,7 +182,7 @@ def _advice_over(evidence: Evidence) -> str:
             "Give the model more latents and let γ follow the error down from the data's largest "
             "variance: now γ is too small and the latents are too few."
         )
-    if _above(redundancy(evidence), CROWDED):
+    if len(repeating(evidence)):
         return (
             "Train on, or give the networks more capacity, and judge again: latents repeat each "
             "other while x is badly reconstructed."
