@@ -63,17 +63,7 @@ def evaluate(
     }
     about: dict[str, Any] = {}
     if config.eval.nll_samples:
-        nll, effective = evaluation.importance_weighted_nll(
-            model, params, jnp.asarray(images.test), samples=config.eval.nll_samples, **options
-        )
-        estimates["nll"] = evaluation.mean_estimate(nll)
-        about["effective_sample_size"] = float(np.median(effective))
-        most = config.eval.laplace_images
-        if most:
-            about |= likelihood.laplace_beside(
-                nll[:most], model, params, jnp.asarray(images.test[:most]), seed=seed,
-                samples=config.eval.nll_samples, decode=images.decode,
-            )  # fmt: skip
+        estimates["nll"], about = _nll(config, model, params, images, options)
     row: dict[str, Any] = {"gamma": gamma}
     for name, (value, error) in estimates.items():
         row[name], row[f"{name}_se"] = float(value), float(error)
@@ -100,6 +90,23 @@ def evaluate(
             "variance_per_dimension": test.variance.tolist(),
         }
     )
+
+
+def _nll(
+    config: Any, model: GaussianVAE, params: Any, images: ImageSet, options: dict[str, Any]
+) -> tuple[evaluation.Estimate, dict[str, Any]]:
+    """The importance-weighted bound on test images, and what tells how tight it is."""
+    samples, most, test = config.eval.nll_samples, config.eval.laplace_images, images.test
+    nll, effective = evaluation.importance_weighted_nll(
+        model, params, jnp.asarray(test), samples=samples, **options
+    )
+    about: dict[str, Any] = {"effective_sample_size": float(np.median(effective))}
+    if most:
+        about |= likelihood.laplace_beside(
+            nll[:most], model, params, jnp.asarray(test[:most]), seed=options["seed"],
+            samples=samples, decode=images.decode,
+        )  # fmt: skip
+    return evaluation.mean_estimate(nll), about
 
 
 def residual_variance(
