@@ -20,6 +20,7 @@ from scipy import stats
 
 from vaebal.diagnosis import population
 from vaebal.diagnosis.certificate import Certificate, diagnose
+from vaebal.diagnosis.evidence import Evidence
 from vaebal.diagnosis.population import Case, Outcome
 from vaebal.diagnosis.verdict import BALANCED, OVER, UNDECIDED, UNDER
 from vaebal.errors import InputError
@@ -163,21 +164,30 @@ def _described(row: Row) -> str:
     )
 
 
+def _gamma_off(evidence: Evidence) -> float:
+    """By which factor, 1 or more, gamma's response is off gamma."""
+    return float(np.exp(abs(np.log(evidence.gamma_response.value / evidence.gamma))))
+
+
 def _beside(found: list[Row]) -> str:
     """How near gamma's response and the calibrated dimension come, where both can be checked."""
-    balanced = [row.certificate.evidence for row in found if row.state == BALANCED]
-    ratios = [abs(np.log(e.gamma_response.value / e.gamma)) for e in balanced]
+    balanced = [row for row in found if row.state == BALANCED]
+    factors = np.array([_gamma_off(row.certificate.evidence) for row in balanced])
+    clean = np.array([not row.case.source.noise for row in balanced], bool)
     dimensions = [
         row.certificate.evidence.data.value.value / row.case.source.rank
         for row in found
         if row.case.arm == "γ slow" and row.case.source.noise < 0.01
     ]
-    if not ratios:
+    if clean.all():
         return "Too few balanced VAEs to say."
     said = (
-        f"γ estimated from what noise in z does to x̂ is off by {np.median(ratios):.1%} (median; at "
-        f"most {np.max(ratios):.0%}) on balanced VAEs."
+        f"γ estimated from what noise in z does to x̂ is off by {np.median(factors) - 1:.1%} on "
+        f"balanced VAEs (median; on noisy data at most {factors[~clean].max() - 1:.0%}"
     )
+    if clean.any():
+        said += f"; on data without noise, where γ nears rounding, {factors[clean].max():.3g} times"
+    said += ")."
     if len(dimensions) < 2:
         return said
     return (
