@@ -3,7 +3,6 @@
 Shapes: N examples, D features, K latents. Rows are standardised.
 """
 
-import concurrent.futures
 import functools
 import time
 from collections.abc import Callable
@@ -266,19 +265,15 @@ def fit(
     member = stack_members([Member(seed, plan.latents, 1.0)])
     epochs = lambda steps: -(-steps // steps_per_epoch(len(train), plan.batch_size))  # noqa: E731
     program = _program(plan, "count", *shape).on(member, train, given=given)
-    # The second phase is compiled while the first one runs, on the cores that it leaves idle.
-    with concurrent.futures.ThreadPoolExecutor(1) as ahead:
-        settle = ahead.submit(_program, plan, "settle", *shape)
-        found = _run(
-            program, program.init(), "count", epochs(plan.steps), bound, tell, deadline, kept,
-            stops=False,
-        )  # fmt: skip
+    found = _run(
+        program, program.init(), "count", epochs(plan.steps), bound, tell, deadline, kept,
+        stops=False,
+    )  # fmt: skip
     state = jax.tree.map(lambda leaf: leaf[0], found.state)
     number = int(state.homotopy.open)
     history = [{"phase": 0.0, **each} for each in found.history]
-    program = settle.result().on(
-        member._replace(latents=np.array([number], np.int32)), train, given=given
-    )
+    program = _program(plan, "settle", *shape)
+    program = program.on(member._replace(latents=np.array([number], np.int32)), train, given=given)
     last_bound = bound(state.params, state.homotopy.open)[0]
     ends = [(last_bound, jax.device_get(state.params))]
     # From where the count was found; and, where that has learned the rows by heart, anew.
