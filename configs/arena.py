@@ -5,7 +5,7 @@ Cost: 28 runs to tune and 264 to show, of 20,000 steps of a small MLP: under two
 cores.
 
 python main.py --config=configs/arena.py:hard    noise, few examples, spheres, unions: half an hour
-python main.py --config=configs/arena.py:wide    scenes of r = 8 and 12, layers of 256: an hour
+python main.py --config=configs/arena.py:wide    scenes alone, layers of 256: an hour and a half
 python main.py --config=configs/arena.py:quick   r = 2 and 4, short: ten minutes
 """
 
@@ -31,8 +31,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant == "wide":
         config.name = "arena_wide"
         config.data.kinds = ("rendered",)
-        config.data.ranks = (8, 12)
-        config.model.width = 256
+        config.model.width = 256  # what `fit` takes for as many pixels
         # With the numbers that were tuned for the full arena.
         config.methods = (
             *("adaptive", "learned 5e-4", "learned 2e-3", "learned 1e-1", "gradient 1e-2"),

@@ -165,6 +165,18 @@ def test_the_latents_of_a_circle_do_not_repeat_each_other():
     assert "closed curve" in certificate.missing[0]
 
 
+def test_many_latents_too_many_are_seen_where_none_is_told_by_the_others():
+    """Sixteen waves on six dimensions, bent so much that neighbours are too far to tell them."""
+    random = np.random.default_rng(5)
+    u, waves = random.uniform(-1, 1, (SIZE, 6)), random.standard_normal((6, 16))
+    phase = 4 * u @ (waves / np.linalg.norm(waves, axis=0)) + random.uniform(0, 6, 16)
+    outputs = crowded_vae(latents=16) | {"mean": np.sqrt(2) * np.sin(phase)}
+    certificate = diagnose(**outputs)
+    assert len(repeating(certificate.evidence)) == 0
+    assert certificate.verdict == "under-regularized"
+    assert "times as many" in certificate.reasons[0]
+
+
 def test_what_is_told_by_the_others_is_the_share_of_variance():
     random = np.random.default_rng(0)
     z = random.standard_normal((4000, 3))

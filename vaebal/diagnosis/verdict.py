@@ -28,7 +28,8 @@ DROWNED_SHARE, DROWNED_RATIO = 0.05, 1.5  # lost at a sampled z, with gamma abov
 LOST_DOUBT = 0.025  # share of the data's variance lost at a sampled z, beyond white noise
 # Of a latent's variance, told by the others: at most .35 in balance, .6 and more in crowds.
 REPEATED, REPEATED_DOUBT = 0.5, 0.4
-CLOSED = 1.35  # redundancy: of a circle 2, of a sphere 3/2
+# Redundancy, and how many latents that makes too many: of a circle 2, of a sphere 3/2, one latent.
+CROWDED, CROWDED_LATENTS = 1.35, 1.5
 FAR = 0.3  # MMD^2 of the aggregate posterior; a point mass at 0 is about 2 away
 GAMMA_SMALL, GAMMA_RANGE = 1 / 3, (0.5, 2.0)  # gamma over its stationary value
 MISSING = 1.3  # dimension of x over that of the codes
@@ -75,6 +76,14 @@ def repeating(evidence: Evidence) -> np.ndarray:
     return np.flatnonzero(np.nan_to_num(surely) > REPEATED)
 
 
+def _too_many(evidence: Evidence) -> float:
+    """How many active latents there are beyond the dimension of their codes; 0 where in doubt."""
+    excess = redundancy(evidence)
+    if not _above(excess, CROWDED):
+        return 0.0
+    return evidence.active.value * (1 - 1 / excess.value)
+
+
 def _drowned(evidence: Evidence) -> bool:
     """Whether a sampled z loses what the mean keeps because gamma is too large."""
     ratio = evidence.gamma_ratio
@@ -110,6 +119,11 @@ def _crowded(evidence: Evidence) -> list[str]:
             f"(R² up to {np.nanmax(evidence.repeated):.2f}; codes of dimension "
             f"{evidence.codes.value.value:.1f}): some repeat others."
         )
+    elif _too_many(evidence) > CROWDED_LATENTS:
+        found.append(
+            f"{evidence.active.value} active latents are {redundancy(evidence).value:.2g} times as "
+            f"many as the dimension of their codes ({evidence.codes.value.value:.1f})."
+        )
     far = {"": evidence.mmd2, " (active latents)": evidence.mmd2_active}
     for what, estimate in far.items():
         if _above(estimate, FAR):
@@ -143,7 +157,7 @@ def _not_balanced(evidence: Evidence) -> list[str]:
         )
     if excess is None:
         found.append("no latent's posterior mean moves with x")
-    elif _above(excess, CLOSED):
+    elif _too_many(evidence):
         found.append(
             f"the active latents are {excess.value:.2g} times as many as the dimension of their "
             f"codes ({evidence.codes.value.value:.1f}), and none is a function of the others: "
@@ -182,7 +196,7 @@ def _advice_over(evidence: Evidence) -> str:
             "Give the model more latents and let γ follow the error down from the data's largest "
             "variance: now γ is too small and the latents are too few."
         )
-    if len(repeating(evidence)):
+    if len(repeating(evidence)) or _too_many(evidence) > CROWDED_LATENTS:
         return (
             "Train on, or give the networks more capacity, and judge again: latents repeat each "
             "other while x is badly reconstructed."
