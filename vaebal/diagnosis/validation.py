@@ -61,9 +61,9 @@ they equal the state; "undecided" is counted as wrong.
 The rule was changed after both populations had been seen on seed 2, where it called two crowded
 VAEs balanced: crowding was told by the dimension of the codes, and is now by whether a latent is a
 function of the others. Thresholds come from seed 1 (VAEs in balance: a latent's variance is told by
-the others to at most .35; crowded ones: to .6 or more). That the dimension of the codes counts again
-where it makes several latents too many, because of real digits, came after a first look at seed 3,
-and changed no verdict there.
+the others to at most .35; crowded ones: to .6 or more). Where there are several latents too many
+the dimension of the codes counts again: because of real digits, after a first look at seed 3, where
+it changed no verdict.
 """
 
 
