@@ -6,7 +6,7 @@ Cost: 45 runs of 20,000 steps of a small MLP, a quarter of an hour on two CPU co
 
 import ml_collections
 
-from configs import network_gamma
+from vaebal.configs import network_gamma
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -16,15 +16,9 @@ from ml_collections import config_flags
 
 from vaebal import command_line
 from vaebal.errors import InputError
+from vaebal.experiments import shipped
 
 DEFAULT_CONFIG = "configs/digits_kappa.py"
-
-
-def shipped_configs() -> Path:
-    """Where the configs lie that come with vaebal: in the package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    inside = package / "configs"
-    return inside if inside.is_dir() else package.parent / "configs"
 
 
 def found(config: str) -> str:
@@ -33,9 +27,9 @@ def found(config: str) -> str:
     "configs/mnist_kappa.py:quick", "mnist_kappa.py:quick" and "mnist_kappa:quick" are one.
     """
     name, colon, variant = config.partition(":")
-    shipped = shipped_configs() / f"{Path(name).stem}.py"
-    if not Path(name).exists() and shipped.exists():
-        name = str(shipped)
+    ours = shipped.folder() / f"{Path(name).stem}.py"
+    if not Path(name).exists() and ours.exists():
+        name = str(ours)
     return name + colon + variant
 
 
@@ -44,7 +38,7 @@ def require_config(argv: Sequence[str]) -> None:
     for config in (arg.removeprefix("--config=") for arg in argv if arg.startswith("--config=")):
         file = Path(config.partition(":")[0])
         if not file.exists():
-            names = sorted(path.stem for path in shipped_configs().glob("*.py"))
+            names = sorted(path.stem for path in shipped.folder().glob("*.py"))
             close = difflib.get_close_matches(file.stem, names, n=1)
             raise InputError(
                 f"--config={config} is no file: "

@@ -213,6 +213,7 @@ def page(
     mixed = [row for row in found if row.state == MIXED]
     which = f"seed {seed}" + ("" if seed in TUNING_SEEDS else ", never seen before the rule stood")
     arms = list(dict.fromkeys(row.case.arm for row in found))
+    option = " --torch" if method is TORCH_METHOD else ""
     sections = [
         "# diagnose on VAEs of known state",
         f"{right} of {len(scored)} verdicts are right, {right / len(scored):.1%} "
@@ -234,6 +235,7 @@ def page(
         "## Protocol",
         method.strip(),
         METHOD.strip(),
+        f"Command: `python -m vaebal.diagnosis.validation{option} --seed={seed} --sets={sets}`.",
         "Versions: "
         + ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
         + ".",

@@ -166,6 +166,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         "mean, of the tenth that was held out, and as a share of the variance. Factor R²: cosine "
         "and sine of the film's angle, sines of azimuth and elevation, each photograph's from its "
         "three nearest neighbours among the others' latents. Training seed 0.",
+        "Command: `python -m vaebal.estimator.photographs --films=FOLDER --faces=FILE.npz`.",
     ]
     lines = [
         "| set | photographs | dimension_ | allowed | settled | held-out error | share of variance "

@@ -132,6 +132,7 @@ def page(rows: list[dict[str, Any]], sets: int) -> str:
             "in the table above it is by factors; the shapes are bent by a random network.",
             _table(shapes),
         ]
+    parts.append("Command: `python -m vaebal.estimator.validation`.")
     return "\n\n".join(parts) + "\n"
 
 

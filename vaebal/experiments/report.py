@@ -19,6 +19,7 @@ from rich import box
 from rich import table as rich_table
 from rich.console import Console
 
+from vaebal.experiments import shipped
 from vaebal.training import devices
 from vaebal.training.workdir import write_atomically
 
@@ -328,8 +329,8 @@ def write_page(
     """Writes an experiment's page and what it rests on, and prints its tables.
 
     `path` gets NAME.json and NAME.csv of every item of `rows`, the figures as PNG, and table.md:
-    title, what was seen, the sections, versions, and the config as JSON. Every file is written
-    atomically, the page last: where it is, all that it names is too.
+    title, what was seen, the sections, the command, versions, and the config as JSON. Every file is
+    written atomically, the page last: where it is, all that it names is too.
 
     Args:
       title: of the page, after the config's name.
@@ -347,6 +348,8 @@ def write_page(
         for figure in section.figures:
             save_figure(figure.draw, path / f"{figure.name}.png")
             lines.append(f"![{figure.alt}]({figure.name}.png)")
+    command = shipped.command(config)
+    lines += [f"Command: `{command}`."] if command else []
     lines.append(f"Versions: {', '.join(f'{k} {v}' for k, v in versions().items())}.")
     lines.append(f"```json\n{json.dumps(config.to_dict(), indent=1)}\n```\n")
     write_atomically(path / "table.md", "\n\n".join(lines))

@@ -51,7 +51,7 @@ def check_fields(config: ml_collections.ConfigDict, defaults: ml_collections.Con
     Raises:
       InputError: the first field that is unknown, missing, of another type or not finite.
     """
-    given, known = _flat(config.to_dict()), _flat(defaults.to_dict())
+    given, known = flat_fields(config.to_dict()), flat_fields(defaults.to_dict())
     for field, value in given.items():
         if field not in known:
             raise InputError(
@@ -78,12 +78,12 @@ def _require_unquoted(field: str, value: Any) -> None:
         )
 
 
-def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_fields(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Fields by their whole names; an empty section is a field, so that it is seen."""
     flat = {}
     for name, value in section.items():
         if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{name}.")
+            flat |= flat_fields(value, f"{prefix}{name}.")
         else:
             flat[prefix + name] = value
     return flat
