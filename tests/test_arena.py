@@ -401,10 +401,10 @@ def tiny(names):
     return config
 
 
-@pytest.mark.parametrize("chosen", [FEW, pytest.param(EVERY_FAMILY, marks=pytest.mark.slow)])
-def test_a_whole_run_is_tuned_shown_and_not_done_again(tmp_path, chosen):
-    rows = arena.run(tiny(chosen), str(tmp_path))
-    names = [name.removesuffix(" 1e-1") for name in chosen]
+@pytest.mark.slow
+def test_a_whole_run_is_tuned_shown_and_not_done_again(tmp_path):
+    rows = arena.run(tiny(EVERY_FAMILY), str(tmp_path))
+    names = [name.removesuffix(" 1e-1") for name in EVERY_FAMILY]
     by_method = {name: [row for row in rows if row["method"] == name] for name in names}
     assert {len(own) for own in by_method.values()} == {5}  # known, noise, few, sphere, union
     settings = {r["setting"] for r in by_method["GECO"]}
@@ -417,7 +417,7 @@ def test_a_whole_run_is_tuned_shown_and_not_done_again(tmp_path, chosen):
     text = (tmp_path / "table.md").read_text()
     assert all(f"| {page.label(row)} " in text for row in rows)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/*/row.json")}
-    config = tiny(chosen)
+    config = tiny(EVERY_FAMILY)
     config.eval.report_only = True
     again = arena.run(config, str(tmp_path))  # in the methods' order, not in that of training
     assert sorted(map(json.dumps, again)) == sorted(map(json.dumps, rows))

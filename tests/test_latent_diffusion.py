@@ -39,6 +39,7 @@ def finished(tmp_path_factory):
     return path, run.run(tiny(), str(path))
 
 
+@pytest.mark.slow
 def test_every_arm_has_the_gamma_and_the_latents_that_it_names(finished):
     path, rows = finished
     first = {(r["arm"], r["seed"]): r for r in rows if "width" not in r}
@@ -57,6 +58,7 @@ def test_every_arm_has_the_gamma_and_the_latents_that_it_names(finished):
     assert "latent diffusion in miniature on digits" in (path / "table.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_that_lost_its_last_cells_ends_as_it_was(finished, tmp_path):
     path, rows = finished
     shutil.copytree(path, tmp_path / "run")
@@ -66,6 +68,7 @@ def test_a_run_that_lost_its_last_cells_ends_as_it_was(finished, tmp_path):
     assert without_times(run.run(tiny(), str(tmp_path / "run"))) == without_times(rows)
 
 
+@pytest.mark.slow
 def test_judging_a_prior_on_the_way_changes_nothing(finished, tmp_path):
     """After three epochs it is the same whether it was judged after one or not."""
     path, rows = finished
