@@ -230,6 +230,11 @@ OURS = [
         *("arena", measured.arena),
         command="arena",
     ),
+    Claim(
+        "the same on drawn scenes, with layers as wide as `fit` takes for their pixels",
+        *("arena_wide", measured.arena),
+        command="arena:wide",
+    ),
     *(
         Claim(
             f"Published counter-claims, learned variances keep more than r: not under the adaptive "

@@ -60,7 +60,7 @@ def test_the_program_trains_diagnoses_and_reports(monkeypatch, tmp_path):
     )
     validation.main(["--seed=11", "--sets=1", f"--out={tmp_path}"])
     page = (tmp_path / "table.md").read_text()
-    assert "3 VAEs on 1 data sets (seed 11, never used in tuning" in page
+    assert "3 VAEs on 1 data sets (seed 11, never seen before the rule stood" in page
     collapsed = next(line for line in page.splitlines() if line.startswith("| collapsed at birth"))
     assert collapsed == "| collapsed at birth | 0 | 1 | 0 | 0 |"
 
