@@ -196,6 +196,15 @@ def test_what_is_told_by_the_others_is_the_share_of_variance():
     np.testing.assert_array_equal(told_by_others(z[:, :1]), 0)
 
 
+def test_of_many_latents_those_of_largest_variance_are_looked_at():
+    random = np.random.default_rng(0)
+    codes = random.standard_normal((300, 70)) * np.linspace(2, 1, 70)
+    codes[:, 0] = 2 * codes[:, 1:].mean(1) + 10 * codes[:, 1]
+    told, _ = told_by_others(codes)
+    assert np.isfinite(told).sum() == 64
+    assert np.isfinite(told[np.argsort(-codes.var(0))[:64]]).all()
+
+
 @pytest.mark.parametrize(("lost", "verdict"), [(0.05, "under-regularized"), (0.3, "undecided")])
 def test_crowding_with_a_bad_reconstruction_is_judged_by_how_bad(lost, verdict):
     outputs = crowded_vae()

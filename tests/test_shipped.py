@@ -16,7 +16,7 @@ from vaebal.experiments import shipped
 # ml_collections loads a config's file by what Python deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module.*:DeprecationWarning")
 
-VARIANTS = ("", "quick", "hard", "wide", "seeds", "spheres", "rendered64")
+VARIANTS = ("", "quick", "hard", "wide", "seeds", "spheres", "starts", "rendered64")
 
 
 def parsed(command: str) -> ml_collections.ConfigDict:
@@ -72,12 +72,8 @@ def test_a_config_of_another_name_has_no_command():
 def test_shipped_configs_are_found_from_anywhere(tmp_path):
     """By name, as after an installation that has no folder `configs` beside it."""
     command = [
-        sys.executable,
-        "-m",
-        "vaebal",
-        "run",
-        "--config=linear_gamma",
-        "--config.train.seeds=()",
+        *(sys.executable, "-m", "vaebal", "run", "--config=linear_gamma"),
+        "--config.train.seeds=()",  # refused, so that nothing is trained
     ]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "train.seeds=() must list at least one" in ended.stderr

@@ -61,7 +61,7 @@ class Evidence:
       redundancy: dimension of those means with every latent shuffled by itself, over `codes`: 1
         where they fill as many dimensions as there are latents.
       repeated: per latent [K] the share of its means' variance that is told by the other active
-        latents' means, `told_by_others`, with standard errors; NaN where idle.
+        latents' means, `told_by_others`, with standard errors; NaN where idle or not looked at.
       missing: dimension of x over that of the codes.
     """
 
@@ -271,6 +271,9 @@ def collect(
     if shares["unexplained_sampled"] is None and gammas["gamma_stationary"] is not None:
         scale = given.x.shape[1] / total
         shares["unexplained_sampled"] = Estimate(*(scale * v for v in gammas["gamma_stationary"]))
+    residual = _residual(
+        given, order[:MOST_SPECTRUM], total, gammas["gamma"], shares["unexplained_sampled"], random
+    )
     return Evidence(
         samples=len(given.x),
         pixels=given.x.shape[1],
@@ -289,13 +292,6 @@ def collect(
         mmd2_active=_mmd2(z[:, used]) if used.any() else Estimate(np.nan, np.nan),
         **gammas,
         **shares,
-        **_residual(
-            given,
-            order[:MOST_SPECTRUM],
-            total,
-            gammas["gamma"],
-            shares["unexplained_sampled"],
-            random,
-        ),
+        **residual,
         **_dimensions(given, active, order, random),
     )

@@ -1,9 +1,10 @@
 """Which latents are functions of the others."""
 
 import numpy as np
-from sklearn.neighbors import NearestNeighbors
+from sklearn.metrics.pairwise import euclidean_distances
 
 NEIGHBOURS = 10
+MOST_LATENTS = 64  # looked at: a crowd is seen by any of its members
 
 
 def told_by_others(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -19,17 +20,22 @@ def told_by_others(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         themselves.
 
     Returns:
-      Two arrays [K]; zeros where there is one latent, or there are too few rows.
+      Two arrays [K]; zeros where there is one latent, or there are too few rows; NaN for latents
+      beyond the MOST_LATENTS of largest variance.
     """
     codes = np.unique(np.asarray(codes, np.float64), axis=0)
     size, latents = codes.shape
     if latents < 2 or size <= NEIGHBOURS:
         return np.zeros(latents), np.zeros(latents)
+    looked_at = np.argsort(-codes.var(0))[:MOST_LATENTS]
     codes = (codes - codes.mean(0)[None, :]) / codes.std(0)[None, :]
-    told, errors = np.empty(latents), np.empty(latents)
-    for latent in range(latents):
-        search = NearestNeighbors(n_neighbors=NEIGHBOURS).fit(np.delete(codes, latent, axis=1))
-        near = search.kneighbors(return_distance=False)  # of a code itself, which is not its own
-        missed = np.square(codes[near, latent].mean(1) - codes[:, latent])
+    distances = euclidean_distances(codes, squared=True)
+    np.fill_diagonal(distances, np.inf)  # no code tells itself
+    told, errors = np.full((2, latents), np.nan)
+    for latent in looked_at:
+        own = codes[:, latent]
+        without = distances - np.square(own[:, None] - own[None, :])
+        near = np.argpartition(without, NEIGHBOURS, axis=1)[:, :NEIGHBOURS]
+        missed = np.square(own[near].mean(1) - own)
         told[latent], errors[latent] = 1 - missed.mean(), missed.std(ddof=1) / np.sqrt(size)
     return told, errors

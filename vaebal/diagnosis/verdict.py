@@ -110,20 +110,26 @@ def _badly_reconstructed(evidence: Evidence) -> list[str]:
     return found
 
 
-def _crowded(evidence: Evidence) -> list[str]:
-    """Signs of under-regularization."""
-    found, ratio, repeats = [], evidence.gamma_ratio, repeating(evidence)
+def _crowd(evidence: Evidence) -> str:
+    """The sentence that more latents are active than the codes need; or ""."""
+    repeats = repeating(evidence)
     if len(repeats):
-        found.append(
+        return (
             f"Of {evidence.active.value} active latents {len(repeats)} can be told from the others "
             f"(R² up to {np.nanmax(evidence.repeated):.2f}; codes of dimension "
             f"{evidence.codes.value.value:.1f}): some repeat others."
         )
-    elif _too_many(evidence) > CROWDED_LATENTS:
-        found.append(
+    if _too_many(evidence) > CROWDED_LATENTS:
+        return (
             f"{evidence.active.value} active latents are {redundancy(evidence).value:.2g} times as "
             f"many as the dimension of their codes ({evidence.codes.value.value:.1f})."
         )
+    return ""
+
+
+def _crowded(evidence: Evidence) -> list[str]:
+    """Signs of under-regularization."""
+    found, ratio = list(filter(None, [_crowd(evidence)])), evidence.gamma_ratio
     far = {"": evidence.mmd2, " (active latents)": evidence.mmd2_active}
     for what, estimate in far.items():
         if _above(estimate, FAR):
@@ -196,7 +202,7 @@ def _advice_over(evidence: Evidence) -> str:
             "Give the model more latents and let γ follow the error down from the data's largest "
             "variance: now γ is too small and the latents are too few."
         )
-    if len(repeating(evidence)) or _too_many(evidence) > CROWDED_LATENTS:
+    if _crowd(evidence):
         return (
             "Train on, or give the networks more capacity, and judge again: latents repeat each "
             "other while x is badly reconstructed."

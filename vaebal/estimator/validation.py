@@ -132,7 +132,8 @@ def page(rows: list[dict[str, Any]], sets: int) -> str:
             "in the table above it is by factors; the shapes are bent by a random network.",
             _table(shapes),
         ]
-    parts.append("Command: `python -m vaebal.estimator.validation`.")
+    seeds = f" --seed={min(row['seed'] for row in rows)} --sets={sets}" if rows else " --sets=0"
+    parts.append(f"Command: `python -m vaebal.estimator.validation{seeds}`.")
     return "\n\n".join(parts) + "\n"
 
 
