@@ -49,8 +49,8 @@ def defaults(name: str) -> ml_collections.ConfigDict:
     # "closed_form" (towards the batch's E|x - x_hat|^2 / d), "adam" or "fixed".
     train.gamma_rule = "closed_form"
     train.gamma_rate = 5e-3  # at most so many nats of log gamma a step: the homotopy's speed
-    # Which members train in one program: "all", those of a skip variant ("skips"), "none";
-    # "auto": on accelerators "all", on a CPU "skips" for small nets and "none" for others.
+    # "all" members train in one program, "none" with another; "auto": "all" on an accelerator and
+    # where the nets are small, "none" where one member's products fill a CPU.
     train.stack = "auto"
     train.shard_parameters = False  # True: split over the devices that share a batch
     train.epochs_per_chunk = 1  # in one compiled call; the progress bar's beat

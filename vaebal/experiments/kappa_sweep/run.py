@@ -37,11 +37,7 @@ from vaebal.training.workdir import require_same_config, workdir_path
 
 SKIPS = ("residual+affine", "residual", "affine", "none")
 ACTIVE_THRESHOLDS = (0.001, 0.01, 0.1)
-STACKS = {
-    "all": "all members in one program",
-    "skips": "one program per skip variant",
-    "none": "one program per member",
-}
+STACKS = {"all": "all members in one program", "none": "one program per member"}
 
 
 class Cell(NamedTuple):
@@ -87,7 +83,7 @@ def check(config: Any) -> None:
     checks.positive_integers(config, "eval.laplace_images", zero=True)
     checks.one_of(config, "model.activation", tuple(ACTIVATIONS))
     checks.one_of(config, "train.gamma_rule", ("closed_form", "adam", "fixed"))
-    checks.one_of(config, "train.stack", ("auto", "all", "skips", "none"))
+    checks.one_of(config, "train.stack", ("auto", *STACKS))
     checks.one_of(config, "model.products", tuple(PRODUCTS))
     if config.train.gamma_rule != "fixed":
         checks.positive_numbers(config, "train.gamma_rate")
@@ -126,7 +122,7 @@ def stack_mode(config: Any, dim: int) -> tuple[str, str]:
         if jax.default_backend() != "cpu":
             mode, why = "all", ": stacked members fill an accelerator"
         elif runner.worth_stacking(runner.parameters(largest)):
-            mode, why = "skips", ": a step of so small a net is mostly overhead, which they share"
+            mode, why = "all", ": a step of so small a net is mostly overhead, which they share"
         else:
             mode, why = "none", ": one member's products fill the cores"
     return mode, STACKS[mode] + why
@@ -136,15 +132,11 @@ def stacks(config: Any, mode: str) -> list[list[Cell]]:
     """The cells, grouped into those that train in one program.
 
     Args:
-      mode: "all" stacks every cell, padded to the largest kappa, "skips" those of a skip variant,
-        "none" trains one at a time.
+      mode: "all" stacks every cell, padded to the largest kappa, "none" trains one at a time.
     """
-    variants = [
-        [Cell(skips, kappa, seed) for kappa in config.model.kappas for seed in config.train.seeds]
-        for skips in config.model.skips
-    ]
-    cells = list(itertools.chain(*variants))
-    return {"all": [cells], "skips": variants, "none": [[cell] for cell in cells]}[mode]
+    model, seeds = config.model, config.train.seeds
+    cells = [Cell(*each) for each in itertools.product(model.skips, model.kappas, seeds)]
+    return [cells] if mode == "all" else [[cell] for cell in cells]
 
 
 def stack_name(cells: Sequence[Cell]) -> str:
@@ -276,7 +268,8 @@ def _evaluate(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     row = evaluate(config, model, params, cell, *rows, images.decode) | {"data": images.name}
     x = images.decode(rows[1][: config.eval.pictures])
-    return row, draw_pictures(config, model, params, cell, x)
+    pictures = draw_pictures(model, params, cell.kappa, cell.seed, x)
+    return row, jax.tree.map(np.asarray, pictures)
 
 
 def evaluate(
@@ -326,15 +319,15 @@ def evaluate(
     }
 
 
+@functools.partial(jax.jit, static_argnames="model")
 def draw_pictures(
-    config: Any, model: GaussianVAE, params: Any, cell: Cell, x: Any
-) -> dict[str, np.ndarray]:
-    """Images x [n, D], their reconstructions, and samples from the prior."""
-    mean, _ = model.apply({"params": params}, x, cell.kappa, method="encode")
-    z = prior_samples(stream(cell.seed, "evaluation/pictures"), len(x), model.latents, cell.kappa)
-    decode = lambda z: model.apply({"params": params}, z, method="decode")  # noqa: E731
-    pictures = {"images": x, "reconstructions": decode(mean), "samples": decode(z)}
-    return jax.tree.map(np.asarray, pictures)
+    model: GaussianVAE, params: Any, kappa: int, seed: int, x: jax.Array
+) -> dict[str, jax.Array]:
+    """Images x [N, D], their reconstructions, and as many samples from the prior."""
+    mean, _ = model.apply({"params": params}, x, kappa, method="encode")
+    z = prior_samples(stream(seed, "evaluation/pictures"), len(x), model.latents, kappa)
+    decode = functools.partial(model.apply, {"params": params}, method="decode")
+    return {"images": x, "reconstructions": decode(mean), "samples": decode(z)}
 
 
 def load_member(
