@@ -2,6 +2,7 @@
 
 import math
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -591,6 +592,19 @@ def test_all_is_all_and_quick_is_less(tmp_path):
     assert quick.members < full.members
     assert quick.turns(5, 1.0) < full.turns(5, 1.0) == (5, 1.0)
     assert options("--repeats=7", "--quick", out=tmp_path).turns(5, 1.0).repeats == 7
+
+
+@old_loader
+def test_a_page_names_the_command_that_makes_it_and_none_other(tmp_path, monkeypatch):
+    given = ["--what=all", f"--out={tmp_path}", "--quick", "--batch=8,16"]
+    given.append("--config.train.batch_size=4")
+    monkeypatch.setattr(sys, "argv", ["bench", *given])  # where config flags look for fields
+    values = flags.FlagValues()
+    command.define_flags(values)
+    values(sys.argv)
+    told = shlex.split(command.command("sweep", values))
+    assert told[:4] == ["python", "-m", "vaebal.bench", "--what=sweep"]
+    assert sorted(told[4:]) == ["--batch=8,16", "--config.train.batch_size=4", "--quick"]
 
 
 @old_loader

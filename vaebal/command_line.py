@@ -185,13 +185,17 @@ def keep_compiled() -> None:
 def take_every_core() -> None:
     """Has JAX make a device of each core of a CPU, over which stacked runs are spread.
 
-    To be called before JAX is imported; what the user has set about devices goes before. Without
-    it XLA leaves cores idle where networks are small.
+    To be called before JAX looks for devices; what the user has set about them goes before.
+    Without it XLA leaves cores idle where networks are small.
     """
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         affinity = getattr(os, "sched_getaffinity", None)
         cores = len(affinity(0)) if affinity else os.cpu_count() or 1
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cores))
+        if "jax" in sys.modules:  # it has read its variables already
+            sys.modules["jax"].config.update(
+                "jax_num_cpu_devices", int(os.environ["JAX_NUM_CPU_DEVICES"])
+            )
 
 
 def _processor() -> int:

@@ -18,6 +18,7 @@ two moments of the machine.
 
 import functools
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -37,6 +38,7 @@ from vaebal.bench.subjects import load_config
 from vaebal.bench.timing import Turns
 from vaebal.errors import InputError
 from vaebal.experiments.report import save_figure
+from vaebal.training import devices
 from vaebal.training.workdir import write_atomically
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -46,6 +48,7 @@ ALL_CONFIGS = (
     "celeba128_gamma.py",
 )
 SWEPT = "digits_kappa.py"
+OF_A_PAGE = ("config", "configs", "batch", "kappa", "members", "repeats", "quick")  # flags
 FED = (
     *("rendered16_gamma.py", "rendered64_gamma.py", "rendered64_gamma.py:quick"),
     *("celeba64_gamma.py", "celeba128_gamma.py"),
@@ -204,14 +207,15 @@ def main(argv: Sequence[str]) -> int:
             raise InputError(f"Unexpected argument {argv[1]!r}: see --help.")
         options = Options(flags.FLAGS)
         for what in options.what:
-            if what == "scaling" and jax.default_backend() == "cpu" and jax.device_count() == 1:
+            lone = devices.are_cores() or jax.device_count() == 1
+            if what == "scaling" and jax.default_backend() == "cpu" and lone:
                 code = _on_virtual_devices()
                 if code:
                     return code
                 continue
             others = watch_others()
             page = MEASUREMENTS[what](options, say)
-            _write(page, options, others())
+            _write(page, command(what, flags.FLAGS), options, others())
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -221,19 +225,28 @@ def main(argv: Sequence[str]) -> int:
 def _on_virtual_devices() -> int:
     """This command's scaling, in a process of its own that sees several devices."""
     force = f"--xla_force_host_platform_device_count={scaling.VIRTUAL}"
-    given = os.environ.get("XLA_FLAGS", "")
+    given = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
+    flags_of_xla = f"{given.get('XLA_FLAGS', '')} {force}"
     return subprocess.run(
         [sys.executable, "-m", "vaebal.bench", *sys.argv[1:], "--what=scaling", "--configs="],
-        env={**os.environ, "XLA_FLAGS": f"{given} {force}", "JAX_PLATFORMS": "cpu"},
+        env={**given, "XLA_FLAGS": flags_of_xla, "JAX_PLATFORMS": "cpu"},
         check=False,
     ).returncode
 
 
-def _write(page: Page, options: Options, others: float) -> None:
+def command(what: str, given: flags.FlagValues) -> str:
+    """The command of one measurement's page, with the flags that were given."""
+    own = [name for name in given if name.partition(".")[0] in OF_A_PAGE and given[name].present]
+    return shlex.join(
+        ["python", "-m", "vaebal.bench", f"--what={what}", *(given[n].serialize() for n in own)]
+    )
+
+
+def _write(page: Page, told: str, options: Options, others: float) -> None:
     path = options.out / f"{page.name}_{device_name()}.md"
     figure = path.with_suffix(".png")
     notes = ["**Quick**: small sizes and short turns."] if options.quick else []
-    page = page._replace(notes=[*page.notes, *notes])
+    page = page._replace(notes=[*page.notes, *notes, f"Command: `{told}`."])
     if page.figure is not None:
         save_figure(page.figure, figure)
     image = figure.name if page.figure is not None else ""
@@ -269,4 +282,5 @@ def _require_writable(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    command_line.take_every_core()  # as the programs that are measured do
     app.run(main, flags_parser=lambda argv: command_line.parse(argv, define_flags))
