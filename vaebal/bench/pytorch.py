@@ -48,6 +48,16 @@ def torch_at_its_best() -> Iterator[Any]:
         torch.set_float32_matmul_precision(precision)
 
 
+def with_threads(torch: Any, threads: int, work: Work) -> Work:
+    """`work` on so many threads."""
+
+    def limited(count: int) -> None:
+        torch.set_num_threads(threads)
+        work(count)
+
+    return limited
+
+
 def described(torch: Any) -> tuple[str, str]:
     """A row of the machine's table."""
     return "PyTorch", f"{torch.__version__}, {torch.get_num_threads()} threads"

@@ -12,11 +12,15 @@ from matplotlib.ticker import LogLocator
 
 from vaebal.bench import pytorch
 from vaebal.bench.flops import step_flops
+from vaebal.bench.machine import cores
 from vaebal.bench.page import Page, three_digits, with_range
 from vaebal.bench.step import COMPILED, EAGER, OURS
 from vaebal.bench.subjects import Subject, build, build_model, random_images, training
 from vaebal.bench.timing import Spread, Turns, Work, spread
 from vaebal.experiments.report import COLOURS, markdown_table
+
+# One thread a run, and as many runs at a time as there are cores.
+SIDE_BY_SIDE = "{}, a run a core"
 
 
 class Sweep(NamedTuple):
@@ -88,7 +92,7 @@ def measure(
 
 
 def _in_torch(torch: Any, subject: Subject, images: np.ndarray, with_compile: bool) -> dict:
-    """A member's epochs in PyTorch, eager and compiled."""
+    """A member's epochs in PyTorch, eager and compiled, with all threads and with one."""
     train = functools.partial(
         pytorch.torch_training,
         torch,
@@ -96,13 +100,25 @@ def _in_torch(torch: Any, subject: Subject, images: np.ndarray, with_compile: bo
         batch_size=subject.config.train.batch_size,
         learning_rate=subject.config.train.learning_rate,
     )
-    works = {EAGER: train(pytorch.torch_vae(torch, subject.model, subject.params))}
-    if with_compile:
-        net = pytorch.torch_vae(torch, subject.model, subject.params)
-        compiled, _ = pytorch.torch_compiled(torch, train, net)
-        if compiled is not None:
-            works[COMPILED] = compiled
+    works = {}
+    for threads, name in {cores(): "{}", 1: SIDE_BY_SIDE}.items():
+        torch.set_num_threads(threads)
+        net = functools.partial(pytorch.torch_vae, torch, subject.model, subject.params)
+        works[name.format(EAGER)] = pytorch.with_threads(torch, threads, train(net()))
+        if with_compile:
+            compiled, _ = pytorch.torch_compiled(torch, train, net())
+            if compiled is not None:
+                works[name.format(COMPILED)] = pytorch.with_threads(torch, threads, compiled)
+        if torch.cuda.is_available():
+            break
     return works
+
+
+def _runs(name: int | str) -> int:
+    """Members that make the steps of a contestant's turn."""
+    if isinstance(name, int):
+        return name
+    return cores() if name in (SIDE_BY_SIDE.format(library) for library in (EAGER, COMPILED)) else 1
 
 
 def _of(
@@ -115,10 +131,7 @@ def _of(
     """What the turns' seconds say, per member and step."""
     config, model = subjects[1].config, subjects[1].model
     batch_size = config.train.batch_size
-    per_member_step = {
-        name: taken / (steps * (name if isinstance(name, int) else 1))
-        for name, taken in seconds.items()
-    }
+    per_member_step = {name: taken / (steps * _runs(name)) for name, taken in seconds.items()}
     separate = {OURS: per_member_step[1]} | {
         name: taken for name, taken in per_member_step.items() if isinstance(name, str)
     }
@@ -164,7 +177,7 @@ def page(sweep: Sweep) -> Page:
         body.append(line + [with_range(factor) for factor in factors])
     alone = [[name, with_range(taken, scale=scale)] for name, taken in sweep.separate.items()]
     last = max(sweep.stacked)
-    gains = ", ".join(
+    gains = "; ".join(
         f"{taken.median:{three_digits(taken.median)}} times as fast as in {name}"
         for name, taken in sweep.factors[last].items()
     )
@@ -172,7 +185,7 @@ def page(sweep: Sweep) -> Page:
         name=f"sweep_{sweep.name}",
         title=f"A sweep in one program: {sweep.title}, batch {sweep.batch_size}",
         sections=[
-            f"One program of {last} members, against {last} runs one after the other: {gains}.",
+            f"One program of {last} members, against {last} separate runs: {gains}.",
             "## M members in one program",
             markdown_table(header, body),
             "## One run at a time",
@@ -183,6 +196,8 @@ def page(sweep: Sweep) -> Page:
             "its own order of the data. Separate runs are timed as one run, again and again in one "
             "process, data and program in place: M of them take M times as long, and compiling and "
             "starting up, which every process of its own would add, are not counted. "
+            "*A run a core* is one run on one thread, its time divided by the "
+            "number of cores: as though others beside it took nothing from it. "
             "*MB on the device* is what the compiler says of the program: images, states, scratch. "
             "PyTorch trains the same network with fused Adam, data on the device, no loader."
         ],
