@@ -443,10 +443,8 @@ def step_speed(source: Source) -> Found:
 
 
 def sweep_speed(source: Source) -> Found:
-    told = dict(
-        (library, ratio)
-        for ratio, library in re.findall(r"(\d\.\d+) times as fast as in ([^;]*?)[;.]\B", source.text)
-    )
+    ratios = re.findall(r"(\d\.\d+) times as fast as in ([^;]*?)[;.]\B", source.text)
+    told = {library: ratio for ratio, library in ratios}
     eager, compiled = told["PyTorch eager"], told["torch.compile"]
     ideal = told["torch.compile, a run a core"]
     text = f"{eager} times as fast as PyTorch eager, {compiled} times torch.compile; {ideal} times"

@@ -76,6 +76,61 @@ def test_a_trained_flow_has_the_loss_and_the_samples_of_its_data():
     np.testing.assert_allclose(drawn.mean(0), 0.0, atol=0.1)
 
 
+def disturbed(params, seed=0):
+    """Parameters of which none is at its start, where an error could hide."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    noise = [0.3 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(tree, [a + b for a, b in zip(leaves, noise, strict=True)])
+
+
+@pytest.mark.parametrize("mask", [(1, 1, 1, 1, 1), (1, 0, 1, 1, 0), (0, 1, 0, 0, 0)])
+def test_an_invertible_networks_likelihood_is_that_of_its_samples(mask):
+    """log p(z) = log N(u) - log|dz/du| at z(u), by the Jacobian of `sample` itself."""
+    mask = jnp.array(mask, float)
+    stage, used = priors.invertible(5, 8, 3), np.flatnonzero(np.asarray(mask))
+    params = disturbed(stage.init(jax.random.key(0), mask))
+    key = jax.random.key(11)
+
+    def drawn(u):
+        """The sample that noise u [K] becomes, in the place of the noise that `sample` draws."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(priors, "latent_noise", lambda key, *shape: u[None])
+            return stage.sample(params, mask, key, 1)[0]
+
+    u = latent_noise(key, 1, 5)[0]
+    z, jacobian = drawn(u), jax.jacobian(drawn)(u)[np.ix_(used, used)]
+    log_p = -0.5 * (jnp.square(u[used]) + jnp.log(2 * jnp.pi)).sum()
+    log_p -= jnp.linalg.slogdet(jacobian)[1]
+    value, _ = stage.loss(params, z[None], mask, key)
+    assert float(value) * len(used) == pytest.approx(-float(log_p), rel=1e-4)
+    if len(used) > 1:  # each moves with every other
+        assert (np.abs(jacobian) > 1e-6).sum() > len(used)
+
+
+def test_any_two_latents_are_parted_by_some_coupling():
+    mask = np.ones(11)
+    mask[[2, 5, 6]] = 0
+    reads = np.asarray(priors.parts(jnp.asarray(mask), 8))
+    assert (reads[:, mask == 0] == 0).all()
+    np.testing.assert_array_equal(reads[::2] + reads[1::2], np.tile(mask, (4, 1)))
+    for one in np.flatnonzero(mask):
+        for other in set(np.flatnonzero(mask)) - {one}:
+            assert ((reads[:, one] == 0) & (reads[:, other] == 1)).any()
+
+
+def test_a_trained_invertible_network_has_the_entropy_and_the_samples_of_its_data():
+    z = jax.random.normal(jax.random.key(5), (2000, 2))
+    z = z.at[:, 1].set(jnp.square(z[:, 0]) + 0.3 * z[:, 1])  # a parabola: no Gaussian
+    mask, stage = jnp.ones(2), priors.invertible(2, 32, 2)
+    params, values = trained(stage, z, mask, 800)
+    entropy = 0.5 * (2 * (1 + np.log(2 * np.pi)) + 2 * np.log(0.3)) / 2  # per dimension
+    assert float(values[-50:].mean()) == pytest.approx(entropy, abs=0.04)
+    drawn = np.asarray(stage.sample(params, mask, jax.random.key(6), 4000))
+    left = drawn[:, 1] - drawn[:, 0] ** 2
+    assert left.std() == pytest.approx(0.3, abs=0.06)
+
+
 def test_a_second_vae_without_closed_latents_is_the_pipelines():
     stage, mask, key = priors.second_vae(3, 8, 1), jnp.ones(3), jax.random.key(7)
     params = {**stage.init(key, mask), "log_gamma": jnp.log(0.2)}
@@ -98,7 +153,7 @@ def test_latents_left_out_are_in_no_loss_and_in_no_sample(kind):
     assert (np.asarray(drawn[:, 2]) == 0).all()
     assert (np.asarray(drawn[:, :2]).std(0) > 0).all()
     # What the network says of a latent left out moves no loss: its read-out's bias does not.
-    out = ("out",) if kind == "flow" else ("decoder", "out")
+    out = {"flow": ("out",), "invertible": ("coupling0", "out"), "vae": ("decoder", "out")}[kind]
     moved = jax.tree_util.tree_map_with_path(
         lambda path, leaf: (
             leaf.at[2].add(5.0) if tuple(p.key for p in path) == (*out, "bias") else leaf

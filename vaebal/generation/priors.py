@@ -1,8 +1,9 @@
 """Second stages: models of a trained autoencoder's latents, all behind one seam.
 
 A `SecondStage` learns the distribution of z ~ q(z|x), standardised, and draws from it: by flow
-matching, or as a second VAE (the paper's, after Dai & Wipf, 2019). Latents that tell nothing of x
-are left out: their entries are 0 in, 0 out, and no loss counts them.
+matching, by an invertible network, or as a second VAE (the paper names the last two; Dai & Wipf,
+2019). Latents that tell nothing of x are left out: their entries are 0 in, 0 out, and no loss
+counts them.
 
 Shapes: B batch, K latents, W width; mask [K] of 1 and 0, the latents that take part.
 """
@@ -18,9 +19,11 @@ from jax import Array
 from vaebal.models import init_params, latent_noise, mlp_vae
 from vaebal.models.gaussians import isotropic_nll, kl_to_standard_normal
 from vaebal.models.nets import Activation, dense, he_normal
+from vaebal.units import LOG_2PI
 
 FREQUENCIES = 32  # of time, see `Velocity`
 STEPS = 50  # of `heun`
+STRETCH = 2.0  # log of what a coupling stretches or shrinks by, at most
 
 
 class Latents(NamedTuple):
@@ -141,6 +144,81 @@ def flow_matching(latents: int, width: int, blocks: int, steps: int = STEPS) -> 
     return SecondStage(init, loss, sample, has_gamma=False)
 
 
+class Coupling(nn.Module):
+    """z [B, K], of which one part is 0 -> how the others' shift and stretch, [B, K] each.
+
+    Attributes:
+      latents: K.
+      width: units of the two hidden layers; nothing is moved at first.
+    """
+
+    latents: int
+    width: int
+    activation: Activation = nn.silu
+
+    @nn.compact
+    def __call__(self, z: Array) -> tuple[Array, Array]:
+        h = self.activation(dense(self.width, kernel_init=he_normal, name="first")(z))
+        h = self.activation(dense(self.width, kernel_init=he_normal, name="second")(h))
+        out = dense(2 * self.latents, kernel_init=nn.initializers.zeros, name="out")(h)
+        shift, stretch = jnp.split(out, 2, -1)
+        return shift, STRETCH * jnp.tanh(stretch / STRETCH)
+
+
+def parts(mask: Array, count: int) -> Array:
+    """Which latents each of `count` couplings reads: [count, K] of 1 and 0, 0 where the mask is.
+
+    Those that take part are numbered; couplings 2i and 2i + 1 read those with a bit of theirs 0
+    and 1, by turns of all bits. Any two latents differ in a bit, so that some coupling moves one
+    by the other.
+    """
+    number = (jnp.cumsum(mask) - 1).astype(int)
+    bits = max(len(mask) - 1, 1).bit_length()
+    index = jnp.arange(count)[:, None]
+    return (number[None] >> (index // 2 % bits) & 1 == index % 2) * mask[None]
+
+
+def invertible(latents: int, width: int, blocks: int) -> SecondStage:
+    """Affine couplings between noise and latents, of exact likelihood (RealNVP; Dinh et al., 2017).
+
+    The loss is -log p(z) per dimension, in nats. A coupling reads a part of the latents, and
+    shifts and stretches the others by what it has read; each of the `blocks` is a pair of them.
+    """
+    couplings = [Coupling(latents, width)] * (2 * blocks)
+
+    def moved(params: Any, index: int, z: Array, reads: Array) -> tuple[Array, Array, Array]:
+        """What coupling `index` leaves as it is, its shift and its stretch of the others."""
+        kept, others = z * reads[None], 1 - reads[None]
+        shift, stretch = couplings[index].apply({"params": params[f"coupling{index}"]}, kept)
+        return kept, shift * others, stretch * others
+
+    def init(key: Array, mask: Array) -> Any:
+        zeros, keys = jnp.zeros((1, latents)), jax.random.split(key, len(couplings))
+        return {
+            f"coupling{index}": coupling.init(keys[index], zeros)["params"]
+            for index, coupling in enumerate(couplings)
+        }
+
+    def loss(params: Any, z: Array, mask: Array, key: Array):
+        log_det = jnp.zeros(len(z), z.dtype)
+        for index, reads in enumerate(parts(mask, len(couplings))):
+            kept, shift, stretch = moved(params, index, z, reads)
+            z = (kept + (z - kept - shift) * jnp.exp(-stretch)) * mask[None]
+            log_det -= (stretch * mask[None]).sum(-1)
+        size = jnp.maximum(mask.sum(), 1)
+        nll = 0.5 * (jnp.square(z).sum(-1) + size * LOG_2PI) - log_det
+        return nll.mean() / size, {}
+
+    def sample(params: Any, mask: Array, key: Array, count: int) -> Array:
+        z = latent_noise(key, count, latents) * mask[None]
+        for index, reads in reversed(list(enumerate(parts(mask, len(couplings))))):
+            kept, shift, stretch = moved(params, index, z, reads)
+            z = (kept + (z - kept) * jnp.exp(stretch) + shift) * mask[None]
+        return z
+
+    return SecondStage(init, loss, sample, has_gamma=False)
+
+
 def second_vae(latents: int, width: int, blocks: int) -> SecondStage:
     """The paper's: a small VAE with skips and as many latents, whose gamma is learned.
 
@@ -175,4 +253,4 @@ def second_vae(latents: int, width: int, blocks: int) -> SecondStage:
     return SecondStage(init, loss, sample, has_gamma=True)
 
 
-KINDS = {"flow": flow_matching, "vae": second_vae}
+KINDS = {"flow": flow_matching, "invertible": invertible, "vae": second_vae}
