@@ -21,7 +21,8 @@ def tiny():
     config.train.arms, config.train.seeds = ARMS, (0, 1)
     config.train.batch_size = config.prior.batch_size = config.classifier.batch_size = 256
     config.train.epochs, config.train.adaptive_epochs = 4, 2
-    config.prior.widths, config.prior.blocks, config.prior.epochs = (8,), 1, (1, 3)
+    config.prior.stages = ("flow 8", "invertible 8", "vae 8")
+    config.prior.blocks, config.prior.epochs = 1, (1, 3)
     config.prior.warmup_steps = 2
     config.classifier.features, config.classifier.width, config.classifier.epochs = 6, 16, 3
     config.eval.parts, config.eval.pictures, config.eval.block = 2, 3, 200
@@ -42,7 +43,7 @@ def finished(tmp_path_factory):
 @pytest.mark.slow
 def test_every_arm_has_the_gamma_and_the_latents_that_it_names(finished):
     path, rows = finished
-    first = {(r["arm"], r["seed"]): r for r in rows if "width" not in r}
+    first = {(r["arm"], r["seed"]): r for r in rows if "stage" not in r}
     for seed in (0, 1):
         opened = first["opening", seed]["open"]
         for arm in ("kl 1e-6", "kl 1e-6 as adaptive"):
@@ -73,7 +74,10 @@ def test_judging_a_prior_on_the_way_changes_nothing(finished, tmp_path):
     """After three epochs it is the same whether it was judged after one or not."""
     path, rows = finished
     shutil.copytree(path, tmp_path / "run")
-    for folder in [*(tmp_path / "run/runs").glob("prior*"), tmp_path / "run/checkpoints/prior8"]:
+    for folder in [
+        *(tmp_path / "run").glob("runs/prior*"),
+        *(tmp_path / "run").glob("checkpoints/prior*"),
+    ]:
         shutil.rmtree(folder)
     config = tiny()
     config.prior.epochs = (3,)
@@ -96,14 +100,14 @@ def test_the_effective_rank_counts_equal_variances():
 
 def test_overtaking_is_measured_in_the_other_arms_steps():
     rows = [
-        {"arm": arm, "seed": seed, "width": 8, "steps": steps, "fd": fd}
+        {"arm": arm, "seed": seed, "stage": "flow 8", "steps": steps, "fd": fd}
         for arm, seed, fds in (
             ("kl", 0, (9.0, 5.0, 4.0, 4.5)), ("ours", 0, (8.0, 3.9, 3.0, 2.0)),
             ("kl", 1, (9.0, 5.0, 4.0, 3.0)), ("ours", 1, (8.0, 6.0, 5.0, 4.0)),
         )
         for steps, fd in zip((10, 20, 40, 80), fds, strict=True)
     ]  # fmt: skip
-    assert page.overtaken(rows, "ours", "kl", 8) == [0.5, None]
+    assert page.overtaken(rows, "ours", "kl", "flow 8") == [0.5, None]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +118,9 @@ def test_overtaking_is_measured_in_the_other_arms_steps():
         ("train.arms", ("kl 1e-6 as adaptive",), "no 'adaptive' to count latents"),
         ("train.adaptive_epochs", 600, "must be below train.epochs"),
         ("prior.epochs", (3, 1), "must rise"),
-        ("prior.kind", "gan", "must be one of 'flow', 'vae'"),
+        ("prior.stages", ("gan 8",), "one of 'flow WIDTH', 'invertible WIDTH', 'vae WIDTH'"),
+        ("prior.stages", ("flow",), "prior.stages holds 'flow'"),
+        ("prior.stages", ("flow 0",), "prior.stages holds 'flow 0'"),
     ],
 )
 def test_fields_that_cannot_be_meant_are_named(field, value, message):

@@ -44,8 +44,9 @@ def defaults(name: str) -> ml_collections.ConfigDict:
     train.adaptive_epochs = 30  # of them, in which the adaptive arm opens latents; then it settles
 
     prior = config.prior = ml_collections.ConfigDict()
-    prior.kind = "flow"  # matching, "invertible" or "vae": see `generation.priors`
-    prior.widths = (512,)
+    # Each a kind ("flow" matching, "invertible" or "vae", see `generation.priors`) and a width;
+    # of the first the page tells the most.
+    prior.stages = ("flow 512",)
     prior.blocks = 3
     prior.epochs = (1, 4, 16, 64)  # after which it is judged; the last ends it
     prior.batch_size = 256

@@ -30,16 +30,21 @@ def prior_rows(rows: Rows) -> list[Row]:
 
 
 def pictured(config: Any, rows: Rows) -> list[First | Prior]:
-    """The cells whose pictures are shown: of the first seed, and of the largest prior's end."""
-    seed, width, end = config.train.seeds[0], max(config.prior.widths), max(config.prior.epochs)
+    """The cells whose pictures are shown: of the first seed, and the first of prior.stages."""
+    seed, stage, end = config.train.seeds[0], config.prior.stages[0], max(config.prior.epochs)
     wanted = [First(arm, seed) for arm in config.train.arms]
-    wanted += [Prior(arm, seed, width, end) for arm in config.train.arms]
+    wanted += [Prior(arm, seed, stage, end) for arm in config.train.arms]
     return [cell for cell in wanted if cell in rows]
 
 
 def arms_of(config: Any, rows: Sequence[Row]) -> list[str]:
     """The arms that have rows, in the config's order."""
     return [arm for arm in config.train.arms if rows_with(rows, arm=arm)]
+
+
+def stages_of(config: Any, rows: Sequence[Row]) -> list[str]:
+    """The second stages that have rows, in the config's order."""
+    return [stage for stage in config.prior.stages if rows_with(rows, stage=stage)]
 
 
 def first_table(config: Any, rows: Sequence[Row]) -> Table:
@@ -61,20 +66,23 @@ def first_table(config: Any, rows: Sequence[Row]) -> Table:
 
 
 def prior_table(config: Any, rows: Sequence[Row]) -> Table:
-    """One line an arm and width: the distance of samples after so many steps."""
+    """One line a second stage and arm: the distance of samples after so many steps."""
     ends = sorted({row["after"] for row in rows})
     steps = [str(rows_with(rows, after=after)[0]["steps"]) for after in ends]
-    header, body = ["width", "arm", *steps], []
-    for width in sorted({row["width"] for row in rows}):
+    header, body = ["second stage", "arm", *steps, "loss", "seconds"], []
+    for stage in stages_of(config, rows):
         for arm in arms_of(config, rows):
-            some = rows_with(rows, arm=arm, width=width)
+            some = rows_with(rows, arm=arm, stage=stage)
             by_end = [column(rows_with(some, after=after), "fd") for after in ends]
-            body.append([str(width), arm, *(scaled(v) if v else "" for v in by_end)])
+            last = rows_with(some, after=ends[-1])
+            seconds = f"{np.mean(column(last, 'train_seconds')):.0f}" if last else ""
+            told = [scaled(column(last, "loss")) if last else "", seconds]
+            body.append([stage, arm, *(scaled(v) if v else "" for v in by_end), *told])
     return header, body
 
 
 def measures_table(config: Any, rows: Sequence[Row], autoencoders: Sequence[Row]) -> Table:
-    """One line an arm: the largest prior's other measures at the end."""
+    """One line an arm: the first second stage's other measures at the end."""
     keys = ("precision", "recall", "density", "coverage", "copying_nearer", "copying_copied")
     header = ["arm", "FD", "FD, N → ∞", "FD / rec.", *keys[:4], "nearer than held-out", "copied"]
     body = []
@@ -89,15 +97,15 @@ def measures_table(config: Any, rows: Sequence[Row], autoencoders: Sequence[Row]
     return header, body
 
 
-def overtaken(rows: Sequence[Row], arm: str, other: str, width: int) -> list[float | None]:
+def overtaken(rows: Sequence[Row], arm: str, other: str, stage: str) -> list[float | None]:
     """A seed each: after which share of its steps `arm` is as near as `other` ever comes.
 
     `other`'s steps to its best; None where `arm` never is.
     """
     shares: list[float | None] = []
     for seed in sorted(set(column(rows, "seed"))):
-        ours = rows_with(rows, arm=arm, seed=seed, width=width)
-        theirs = rows_with(rows, arm=other, seed=seed, width=width)
+        ours = rows_with(rows, arm=arm, seed=seed, stage=stage)
+        theirs = rows_with(rows, arm=other, seed=seed, stage=stage)
         if not ours or not theirs:
             continue
         best = min(theirs, key=lambda row: row["fd"])
@@ -111,8 +119,8 @@ def sentence(config: Any, rows: Rows) -> str:
     autoencoders, priors = firsts(rows), prior_rows(rows)
     if not priors:
         return "No prior was trained to its end."
-    width = max(column(priors, "width"))
-    end = rows_with(priors, width=width, after=max(column(priors, "after")))
+    stage = stages_of(config, priors)[0]
+    end = rows_with(priors, stage=stage, after=max(column(priors, "after")))
     said = []
     for arm in arms_of(config, end):
         recs = column(rows_with(autoencoders, arm=arm), "fd_rec")
@@ -120,14 +128,14 @@ def sentence(config: Any, rows: Rows) -> str:
         said.append(f"{arm} {fds} (reconstructions {scaled(recs)})")
     steps = end[0]["steps"]
     text = (
-        f"FD (classifier) of samples of the largest prior after {steps} steps: {'; '.join(said)}; "
+        f"FD (classifier) of samples of {stage!r} after {steps} steps: {'; '.join(said)}; "
         f"held-out images {scaled(column(autoencoders, 'fd_held_out')[:1])}."
     )
     crowded = next((arm for arm in config.train.arms if arm.startswith("kl")), "")
     for arm in arms_of(config, priors):
         if not crowded or arm == crowded:
             continue
-        shares = overtaken(priors, arm, crowded, width)
+        shares = overtaken(priors, arm, crowded, stage)
         reached = [f"{share:.2g}" for share in shares if share is not None]
         text += (
             f" The prior over {arm!r} comes as near as {crowded!r}'s best in {len(reached)} of "
@@ -138,16 +146,16 @@ def sentence(config: Any, rows: Rows) -> str:
 
 
 def draw_steps(config: Any, rows: Rows) -> plt.Figure:
-    """Distance over the prior's steps, a panel a width; dashed: reconstructions."""
+    """Distance over the prior's steps, a panel a second stage; dashed: reconstructions."""
     autoencoders, priors = firsts(rows), prior_rows(rows)
-    widths = sorted(set(column(priors, "width")))
+    stages = stages_of(config, priors)
     figure, axes = plt.subplots(
-        1, len(widths), figsize=(2.8 * len(widths) + 2.4, 3.4), sharey=True, squeeze=False,
+        1, len(stages), figsize=(2.8 * len(stages) + 2.4, 3.4), sharey=True, squeeze=False,
         layout="constrained",
     )  # fmt: skip
-    for axis, width in zip(axes[0], widths, strict=True):
+    for axis, stage in zip(axes[0], stages, strict=True):
         for colour, arm in zip(report.COLOURS, arms_of(config, priors), strict=False):
-            some = rows_with(priors, arm=arm, width=width)
+            some = rows_with(priors, arm=arm, stage=stage)
             for index, seed in enumerate(sorted(set(column(some, "seed")))):
                 line = rows_with(some, seed=seed)
                 axis.plot(column(line, "steps"), column(line, "fd"), ".-", color=colour,
@@ -155,7 +163,7 @@ def draw_steps(config: Any, rows: Rows) -> plt.Figure:
             rec = np.mean(column(rows_with(autoencoders, arm=arm), "fd_rec"))
             axis.axhline(rec, color=colour, linestyle="--", linewidth=0.8)
         axis.axhline(autoencoders[0]["fd_held_out"], color="k", linestyle=":", linewidth=0.8)
-        axis.set(xscale="log", yscale="log", title=f"width {width}")
+        axis.set(xscale="log", yscale="log", title=stage)
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.yaxis.set_major_formatter("{x:g}")
@@ -220,8 +228,9 @@ def write(
                     [stopped, how["prior"]], drawn[:-1]),
             Section("The autoencoders", first_table(config, autoencoders), [how["first"]],
                     grouped=False),
-            Section("The largest prior's samples", measures_table(config, priors, autoencoders),
-                    [how["measures"]], drawn[-1:], grouped=False),
+            Section(f"Samples by {config.prior.stages[0]!r}",
+                    measures_table(config, priors, autoencoders), [how["measures"]], drawn[-1:],
+                    grouped=False),
             Section("How", text=[how["data"], how["arms"], took]),
         ],
         rows={"rows": autoencoders, "priors": priors},

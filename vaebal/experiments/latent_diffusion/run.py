@@ -12,8 +12,14 @@ from vaebal.experiments import cells as runner
 from vaebal.experiments import checks, inputs, report
 from vaebal.experiments.latent_diffusion import page
 from vaebal.experiments.latent_diffusion.scores import Scorer, evaluate
-from vaebal.experiments.latent_diffusion.stages import First, Prior, Session, numbers
-from vaebal.generation import classifier, priors
+from vaebal.experiments.latent_diffusion.stages import (
+    First,
+    Prior,
+    Session,
+    numbers,
+    second_stage,
+)
+from vaebal.generation import classifier
 from vaebal.models.nets import ACTIVATIONS
 from vaebal.training.progress import Progress
 
@@ -24,12 +30,13 @@ def check(config: Any) -> None:
         if arm != "adaptive":
             numbers(config, arm)
     checks.seeds(config)
-    for field in ("widths", "epochs"):
-        for value in checks.distinct(config, f"prior.{field}"):
-            if type(value) is not int or value < 1:
-                raise InputError(
-                    f"prior.{field}={tuple(config.prior[field])!r} must be integers of at least 1."
-                )
+    for stage in checks.distinct(config, "prior.stages"):
+        second_stage(stage, 1, 1)
+    for value in checks.distinct(config, "prior.epochs"):
+        if type(value) is not int or value < 1:
+            raise InputError(
+                f"prior.epochs={tuple(config.prior.epochs)!r} must be integers of at least 1."
+            )
     if list(config.prior.epochs) != sorted(config.prior.epochs):
         raise InputError(f"prior.epochs={tuple(config.prior.epochs)!r} must rise.")
     checks.positive_integers(
@@ -45,7 +52,6 @@ def check(config: Any) -> None:
         "prior.gamma_rate", "classifier.learning_rate", "classifier.final_learning_rate",
         "classifier.clip_norm",
     )  # fmt: skip
-    checks.one_of(config, "prior.kind", tuple(priors.KINDS))
     checks.one_of(config, "model.network", ("mlp", "conv"))
     checks.one_of(config, "model.activation", tuple(ACTIVATIONS))
     for arm in config.train.arms:

@@ -113,11 +113,11 @@ class Scorer:
         )
 
     @functools.cache  # noqa: B019 (a scorer lives as long as its run)
-    def _sampler(self, width: int):
-        stage, size = self._session.prior(width), self.size
+    def _sampler(self, stage: str):
+        second, size = self._session.prior(stage), self.size
 
         def sample(params, scale, seed):
-            z = stage.sample(params, scale.mask, stream(seed, "evaluation/prior"), size)
+            z = second.sample(params, scale.mask, stream(seed, "evaluation/prior"), size)
             others = latent_noise(stream(seed, "evaluation/others"), *z.shape)
             return scale.restore(z, others)
 
@@ -126,7 +126,7 @@ class Scorer:
     def samples(self, cell: Prior, params: Any) -> np.ndarray:
         """Images drawn from a prior, uint8 [N, D]; latents it leaves out are drawn from N(0, I)."""
         first = First(cell.arm, cell.seed)
-        z = self._sampler(cell.width)(params, self._session.latents(first)[2], cell.seed)
+        z = self._sampler(cell.stage)(params, self._session.latents(first)[2], cell.seed)
         return np.asarray(self.decode(self._session.params(first), z))
 
 
@@ -199,6 +199,6 @@ def _prior_row(
     row |= {"loss": session.cells.history(cell)[-1]["loss"]} if session.cells.history(cell) else {}
     if cell.after < max(session.config.prior.epochs):
         return row, {}
-    if cell.width == max(session.config.prior.widths):
+    if cell.stage == session.config.prior.stages[0]:
         row |= scorer.all_of(images)
     return row, {"samples": images[: session.config.eval.pictures]}

@@ -1,8 +1,8 @@
 """The training runs of latent diffusion in miniature: which there are, on what each is trained.
 
 For every arm and seed an autoencoder, "adaptive" in two goes; one classifier, for its features;
-for every arm, seed and width a prior over the autoencoder's latents. A prior is trained once, and a
-cell for each number of epochs after which it is judged.
+for every arm, seed and second stage a prior over the autoencoder's latents. A prior is trained
+once, and a cell for each number of epochs after which it is judged.
 """
 
 import functools
@@ -62,13 +62,14 @@ class Prior(NamedTuple):
 
     arm: str
     seed: int
-    width: int
+    stage: str  # "KIND WIDTH"
     after: int  # epochs
 
     @property
     def name(self) -> str:
         """Its folder's name."""
-        return f"prior{self.width}_{First(self.arm, self.seed).name}_epoch{self.after}"
+        autoencoder = First(self.arm, self.seed).name
+        return f"prior_{self.stage.replace(' ', '_')}_{autoencoder}_epoch{self.after}"
 
 
 CLASSIFIER = First("classifier", 0)  # one for all, so that their distances compare
@@ -94,6 +95,19 @@ def numbers(config: Any, arm: str) -> dict[str, float]:
         f"train.arms holds {arm!r}: an arm is 'kl WEIGHT', 'kl WEIGHT as adaptive', "
         "'learned RATE', 'adaptive' or 'none'."
     )
+
+
+def second_stage(stage: str, latents: int, blocks: int) -> priors.SecondStage:
+    """The second stage that is spelt "KIND WIDTH".
+
+    Raises:
+      InputError: none is spelt so.
+    """
+    match stage.split():
+        case [kind, width] if kind in priors.KINDS and width.isdecimal() and int(width):
+            return priors.KINDS[kind](latents, int(width), blocks)
+    known = ", ".join(f"'{kind} WIDTH'" for kind in priors.KINDS)
+    raise InputError(f"prior.stages holds {stage!r}: a second stage is one of {known}.")
 
 
 class Session:
@@ -130,25 +144,23 @@ class Session:
                 groups |= {f"first_{kind}": some} if some else {}
             else:
                 groups |= {f"first_{one.name}": [one] for one in some}
-        for width in config.prior.widths:
-            size = sum(leaf.size for leaf in jax.tree.leaves(self._prior_shapes(width)))
+        for stage in config.prior.stages:
+            size = sum(leaf.size for leaf in jax.tree.leaves(self._prior_shapes(stage)))
             each = [(arm, seed) for arm in config.train.arms for seed in config.train.seeds]
             for some in [each] if worth_stacking(size) else [[one] for one in each]:
                 name = "" if len(some) > 1 else f"_{First(*some[0]).name}"
                 for after in config.prior.epochs:
-                    cells = [Prior(*one, width, after) for one in some]
-                    groups[f"prior{width}{name}_epoch{after}"] = cells
+                    cells = [Prior(*one, stage, after) for one in some]
+                    groups[f"prior_{stage.replace(' ', '_')}{name}_epoch{after}"] = cells
         return groups
 
-    def prior(self, width: int) -> priors.SecondStage:
+    def prior(self, stage: str) -> priors.SecondStage:
         """The second stage."""
-        return priors.KINDS[self.config.prior.kind](
-            self.model.latents, width, self.config.prior.blocks
-        )
+        return second_stage(stage, self.model.latents, self.config.prior.blocks)
 
-    def _prior_shapes(self, width: int) -> Any:
+    def _prior_shapes(self, stage: str) -> Any:
         mask = np.zeros(self.model.latents, np.float32)
-        return jax.eval_shape(self.prior(width).init, jax.random.key(0), mask)
+        return jax.eval_shape(self.prior(stage).init, jax.random.key(0), mask)
 
     @functools.cached_property
     def mean(self) -> np.ndarray:
@@ -183,7 +195,7 @@ class Session:
     def program(self, name: str, group: Sequence[First | Prior]) -> Program:
         """The compiled program of a group; groups of one kind and size share it."""
         name, first = name.partition("_epoch")[0], group[0]
-        kind = first.width if isinstance(first, Prior) else self._kind(first)
+        kind = first.stage if isinstance(first, Prior) else self._kind(first)
         key = kind, len(group)
         made = self._programs.get(key, ("", None))
         if made[0] == name:  # of a prior that has been judged and goes on
@@ -275,7 +287,7 @@ class Session:
 
     def _prior_recipe(self, group: Sequence[Prior]) -> tuple:
         settings = self.config.prior
-        stage = self.prior(group[0].width)
+        stage = self.prior(group[0].stage)
         given = [self.latents(First(*cell[:2]))[2]._asdict() for cell in group]
         given = jax.tree.map(lambda *leaves: np.stack(leaves), *given)
         members = stack_members([Member(cell.seed, self.model.latents) for cell in group])
