@@ -56,6 +56,11 @@ def test_every_arm_has_the_gamma_and_the_latents_that_it_names(finished):
         assert first["none", seed]["error"] == first["none", seed]["error_sampled"]
         assert first["none", seed].get("fd_normal") is None
     assert (path / "steps.png").stat().st_size > 1000
+    told = [r for r in rows if "ndb" in r]
+    assert len(told) == 8  # the first second stage's ends
+    assert all(
+        0 <= r["ndb"] <= 1 and r["ndb"] * 20 == pytest.approx(round(r["ndb"] * 20)) for r in told
+    )
     assert "latent diffusion in miniature on digits" in (path / "table.md").read_text()
 
 
@@ -86,6 +91,14 @@ def test_judging_a_prior_on_the_way_changes_nothing(finished, tmp_path):
     (tmp_path / "run/config.json").write_text(json.dumps(kept))
     again = without_times(run.run(config, str(tmp_path / "run")))
     assert again == [row for row in without_times(rows) if row.get("after") != 1]
+
+
+def test_more_bins_than_images_are_refused_before_any_work(tmp_path):
+    config = tiny()
+    config.eval.bins = 2000
+    with pytest.raises(InputError, match=r"eval\.bins=2000 needs as many training images as bins"):
+        run.run(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_effective_rank_counts_equal_variances():

@@ -70,6 +70,7 @@ def defaults(name: str) -> ml_collections.ConfigDict:
     config.eval = ml_collections.ConfigDict()
     config.eval.samples = 10_000  # images of every set compared; at most as many as test images
     config.eval.parts = 5  # subsets, for the spread of Fréchet distances
+    config.eval.bins = 100  # K of NDB/K
     config.eval.neighbours = 5  # k of precision, recall, density and coverage
     config.eval.block = 1000  # images computed at a time
     config.eval.pictures = 12

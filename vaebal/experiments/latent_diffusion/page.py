@@ -83,8 +83,17 @@ def prior_table(config: Any, rows: Sequence[Row]) -> Table:
 
 def measures_table(config: Any, rows: Sequence[Row], autoencoders: Sequence[Row]) -> Table:
     """One line an arm: the first second stage's other measures at the end."""
-    keys = ("precision", "recall", "density", "coverage", "copying_nearer", "copying_copied")
-    header = ["arm", "FD", "FD, N → ∞", "FD / rec.", *keys[:4], "nearer than held-out", "copied"]
+    keys = ("ndb", "precision", "recall", "density", "coverage", "copying_nearer", "copying_copied")
+    header = [
+        "arm",
+        "FD",
+        "FD, N → ∞",
+        "FD / rec.",
+        f"NDB/{config.eval.bins}",
+        *keys[1:5],
+        "nearer than held-out",
+        "copied",
+    ]
     body = []
     for arm in arms_of(config, rows):
         seeds = [row for row in rows_with(rows, arm=arm) if "precision" in row]
@@ -210,6 +219,7 @@ def write(
         samples=min(config.eval.samples, len(images.test)),
         ends=sorted(set(column(priors, "steps"))),
         sizes=sorted(set(column(priors, "parameters"))),
+        ndb_held_out=next((f"{row['ndb_held_out']:.2f}" for row in priors if "ndb" in row), "–"),
     )  # fmt: skip
     took = report.training_took([*rows.values()])
     drawn = [

@@ -43,7 +43,7 @@ def check(config: Any) -> None:
         config, "train.epochs", "train.adaptive_epochs", "train.batch_size", "prior.blocks",
         "prior.batch_size", "model.latents", "model.width", "model.blocks", "classifier.features",
         "classifier.width", "classifier.epochs", "classifier.batch_size", "eval.samples",
-        "eval.neighbours", "eval.block", "eval.pictures", "train.epochs_per_chunk",
+        "eval.bins", "eval.neighbours", "eval.block", "eval.pictures", "train.epochs_per_chunk",
         "train.epochs_per_checkpoint",
     )  # fmt: skip
     checks.positive_numbers(
@@ -82,6 +82,11 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
         raise InputError(
             f"data.name={images.name!r} has neither labels nor factors to train the features on in "
             "which samples are compared: use a set that has."
+        )
+    if config.eval.bins > len(images.train):
+        raise InputError(
+            f"eval.bins={config.eval.bins} needs as many training images as bins, and there are "
+            f"{len(images.train)}: lower it."
         )
     members = len(config.train.seeds)
     checks.batch_size(config, images, members)

@@ -14,6 +14,7 @@ from vaebal.experiments.report import Row
 from vaebal.generation import classifier
 from vaebal.measures import evaluation
 from vaebal.measures.frechet import Moments, frechet_distance, frechet_estimate
+from vaebal.measures.ndb import Bins, ndb_bins, ndb_compare
 from vaebal.measures.neighbours import copying, manifolds, nearest
 from vaebal.models import latent_noise, prior_samples
 from vaebal.streams import stream
@@ -80,6 +81,11 @@ class Scorer:
         return self.nearest(self.test[:COPIES])
 
     @functools.cached_property
+    def bins(self) -> Bins:
+        """The training images' bins, in pixels."""
+        return ndb_bins(np.float32(self.train) / 255, self._settings.bins, seed=0)
+
+    @functools.cached_property
     def reference(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The training images' features, their mean and their covariance."""
         features = self.features(self.train)
@@ -99,7 +105,9 @@ class Scorer:
         beside = some_indices(len(reference), len(images), "neighbours")
         near = manifolds(reference[beside], features, self._settings.neighbours)
         copied = copying(self.held_out, self.nearest(images[: len(self.held_out)]))
+        ndb = ndb_compare(self.bins, np.float32(images) / 255).ndb
         return {
+            "ndb": ndb, "ndb_held_out": ndb_compare(self.bins, np.float32(self.test) / 255).ndb,
             "fd_se": fd.error, "fd_extrapolated": fd.extrapolated, "fd_warning": fd.warning,
             **near._asdict(), **{f"copying_{k}": v for k, v in copied._asdict().items()},
         }  # fmt: skip
