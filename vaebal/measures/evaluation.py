@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from scipy import stats
+from scipy import special
 
 from vaebal.data import Decode
 from vaebal.models import GaussianVAE, latent_noise
@@ -67,12 +67,12 @@ def clustered_interval(
     fractions, clusters = successes / trials, len(successes)
     mean, tail = float(fractions.mean()), (1 - level) / 2
     if trials == 1 or np.ptp(fractions) == 0:
-        z2 = stats.norm.isf(tail) ** 2 / clusters
+        z2 = special.ndtri(tail) ** 2 / clusters
         middle = (mean + z2 / 2) / (1 + z2)
         width = math.sqrt(mean * (1 - mean) * z2 + z2**2 / 4) / (1 + z2)
     else:
         middle = mean
-        width = stats.t.isf(tail, clusters - 1) * fractions.std(ddof=1) / math.sqrt(clusters)
+        width = -special.stdtrit(clusters - 1, tail) * fractions.std(ddof=1) / math.sqrt(clusters)
     return mean, float(max(middle - width, 0.0)), float(min(middle + width, 1.0))
 
 
@@ -235,7 +235,7 @@ def active_units(mean: np.ndarray, threshold: float = 0.01) -> Estimate:
     activity = np.square(centred).mean(0)
     error = np.sqrt(np.maximum((centred**4).mean(0) - np.square(activity), 0.0) / len(mean))
     with np.errstate(divide="ignore"):  # a latent that never moves is counted for certain or not
-        p = stats.norm.cdf((activity - threshold) / error)
+        p = special.ndtr((activity - threshold) / error)
     return Estimate(int((activity > threshold).sum()), float(np.sqrt((p * (1 - p)).sum())))
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from scipy import special, stats
+from scipy import special
 from sklearn.cluster import KMeans, kmeans_plusplus
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import pairwise_distances_argmin
@@ -124,7 +124,7 @@ def ndb_compare(bins: Bins, query: np.ndarray) -> NDB:
     p, q, pooled = bins.counts / n, counts / m, (bins.counts + counts) / (n + m)
     with np.errstate(invalid="ignore"):  # 0 / 0 where both are empty: nothing to test
         z = (q - p) / np.sqrt(pooled * (1 - pooled) * (1 / n + 1 / m))
-    different = np.abs(z) > stats.norm.isf(LEVEL / 2)
+    different = np.abs(z) > -special.ndtri(LEVEL / 2)
     middle = (p + q) / 2
     js = (special.rel_entr(p, middle) + special.rel_entr(q, middle)).sum() / 2
     return NDB(
