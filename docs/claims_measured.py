@@ -1,5 +1,6 @@
 """What the rows in results/ say of a claim: `Source` -> `Found`, its numbers and its verdict."""
 
+import functools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -243,10 +244,15 @@ def superset(source: Source) -> Found:
     return Found(text, holds(all(map(right, ours))))
 
 
-def prior_speed(source: Source) -> Found:
+def prior_speed(stage: str) -> Callable[[Source], Found]:
     """After which share of the steps the prior of balanced latents is as near as of crowded."""
-    width = max(source.over("width"))
-    arms = [source.only(arm=arm, width=width) for arm in ("adaptive", "kl 1e-6")]
+    return functools.partial(_prior_speed, stage)
+
+
+def _prior_speed(stage: str, source: Source) -> Found:
+    # Pages of before there were several kinds tell a width.
+    of = {"stage": stage} if "stage" in source.rows[0] else {"width": int(stage.split()[1])}
+    arms = [source.only(arm=arm, **of) for arm in ("adaptive", "kl 1e-6")]
     last = [rows_with(rows, steps=max(column(rows, "steps"))) for rows in arms]
     ends = [with_spread(column(rows, "fd"), 1) for rows in last]
     shares = []
