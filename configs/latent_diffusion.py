@@ -5,8 +5,8 @@ Command: python main.py --config=configs/latent_diffusion.py          (an accele
          python main.py --config=configs/latent_diffusion.py --config.data.name=fashion_mnist
          python main.py --config=configs/latent_diffusion.py:rendered64   (scenes of 8 factors)
 Cost: 27,000 steps of 15 autoencoders of 3.2 M parameters, 15,000 of 15 priors of 1.8 M, and 60 sets
-of samples: eight minutes on an H100 that did as much besides; quick (four second stages), some eight
-on two CPU cores.
+of samples: eight minutes on an H100 that did as much besides; quick, with four second stages, some
+eight on two CPU cores.
 """
 
 import ml_collections

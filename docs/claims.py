@@ -262,7 +262,12 @@ OURS = [
         )
         for name, stage, folder, command in (
             ("flow matching, MNIST", "flow 512", "latent_diffusion", "latent_diffusion"),
-            ("flow matching, digits", "flow 64", "latent_diffusion_quick", "latent_diffusion:quick"),
+            (
+                "flow matching, digits",
+                "flow 64",
+                "latent_diffusion_quick",
+                "latent_diffusion:quick",
+            ),
             (
                 *("an invertible network, digits", "invertible 64"),
                 *("latent_diffusion_quick", "latent_diffusion:quick"),

@@ -184,24 +184,24 @@ def invertible(latents: int, width: int, blocks: int) -> SecondStage:
     The loss is -log p(z) per dimension, in nats. A coupling reads a part of the latents, and
     shifts and stretches the others by what it has read; each of the `blocks` is a pair of them.
     """
-    couplings = [Coupling(latents, width)] * (2 * blocks)
+    coupling, count = Coupling(latents, width), 2 * blocks
 
     def moved(params: Any, index: int, z: Array, reads: Array) -> tuple[Array, Array, Array]:
         """What coupling `index` leaves as it is, its shift and its stretch of the others."""
         kept, others = z * reads[None], 1 - reads[None]
-        shift, stretch = couplings[index].apply({"params": params[f"coupling{index}"]}, kept)
+        shift, stretch = coupling.apply({"params": params[f"coupling{index}"]}, kept)
         return kept, shift * others, stretch * others
 
     def init(key: Array, mask: Array) -> Any:
-        zeros, keys = jnp.zeros((1, latents)), jax.random.split(key, len(couplings))
+        zeros = jnp.zeros((1, latents))
         return {
-            f"coupling{index}": coupling.init(keys[index], zeros)["params"]
-            for index, coupling in enumerate(couplings)
+            f"coupling{index}": coupling.init(each, zeros)["params"]
+            for index, each in enumerate(jax.random.split(key, count))
         }
 
     def loss(params: Any, z: Array, mask: Array, key: Array):
         log_det = jnp.zeros(len(z), z.dtype)
-        for index, reads in enumerate(parts(mask, len(couplings))):
+        for index, reads in enumerate(parts(mask, count)):
             kept, shift, stretch = moved(params, index, z, reads)
             z = (kept + (z - kept - shift) * jnp.exp(-stretch)) * mask[None]
             log_det -= (stretch * mask[None]).sum(-1)
@@ -209,9 +209,9 @@ def invertible(latents: int, width: int, blocks: int) -> SecondStage:
         nll = 0.5 * (jnp.square(z).sum(-1) + size * LOG_2PI) - log_det
         return nll.mean() / size, {}
 
-    def sample(params: Any, mask: Array, key: Array, count: int) -> Array:
-        z = latent_noise(key, count, latents) * mask[None]
-        for index, reads in reversed(list(enumerate(parts(mask, len(couplings))))):
+    def sample(params: Any, mask: Array, key: Array, size: int) -> Array:
+        z = latent_noise(key, size, latents) * mask[None]
+        for index, reads in reversed(list(enumerate(parts(mask, count)))):
             kept, shift, stretch = moved(params, index, z, reads)
             z = (kept + (z - kept) * jnp.exp(stretch) + shift) * mask[None]
         return z
