@@ -469,6 +469,28 @@ def test_tiny_run_with_torch(torch):
 
 
 @pytest.mark.torch
+def test_separate_runs_are_timed_on_all_threads_and_on_one_for_every_core(torch, monkeypatch):
+    monkeypatch.setattr(sweep, "cores", lambda: 3)
+    threads, turns = {}, sweep.Turns(1, 0.0)
+
+    def watched(works):
+        for name, work in works.items():
+            work(1)
+            threads[name] = torch.get_num_threads()
+        return {name: np.array([6.0]) for name in works}
+
+    monkeypatch.setattr(sweep.Turns, "__call__", lambda _, works: watched(works))
+    measured = sweep.measure(tiny(), turns=turns, members=2, kappa=3, steps=2, with_compile=False)
+    beside = sweep.SIDE_BY_SIDE.format(step.EAGER)
+    assert (threads[step.EAGER], threads[beside]) == (3, 1)
+    # Six seconds of two steps: of one run, of two members, of a run on each of three cores.
+    taken = {name: spread.median for name, spread in measured.separate.items()}
+    assert taken == {step.OURS: 3.0, step.EAGER: 3.0, beside: 1.0}
+    assert measured.stacked[2].median == 1.5
+    assert measured.factors[2][beside].median == pytest.approx(1.0 / 1.5)
+
+
+@pytest.mark.torch
 def test_failing_compiler_is_left_out(torch, monkeypatch, capsys):
     def broken(net, **options):
         raise RuntimeError("no C++ compiler in /some/where")

@@ -100,8 +100,11 @@ def _in_torch(torch: Any, subject: Subject, images: np.ndarray, with_compile: bo
         batch_size=subject.config.train.batch_size,
         learning_rate=subject.config.train.learning_rate,
     )
+    kinds = [(cores(), "{}")]
+    if cores() > 1 and not torch.cuda.is_available():
+        kinds.append((1, SIDE_BY_SIDE))
     works = {}
-    for threads, name in {cores(): "{}", 1: SIDE_BY_SIDE}.items():
+    for threads, name in kinds:
         torch.set_num_threads(threads)
         net = functools.partial(pytorch.torch_vae, torch, subject.model, subject.params)
         works[name.format(EAGER)] = pytorch.with_threads(torch, threads, train(net()))
@@ -109,8 +112,6 @@ def _in_torch(torch: Any, subject: Subject, images: np.ndarray, with_compile: bo
             compiled, _ = pytorch.torch_compiled(torch, train, net())
             if compiled is not None:
                 works[name.format(COMPILED)] = pytorch.with_threads(torch, threads, compiled)
-        if torch.cuda.is_available():
-            break
     return works
 
 
