@@ -116,11 +116,18 @@ def test_a_priors_speed_is_the_share_of_the_steps_to_the_crowded_ones_best():
     crowded = [{"steps": steps, "fd": fd} for steps, fd in ((10, 20.0), (30, 8.0), (100, 5.0))]
     rows = [row | {"arm": "adaptive"} for row in balanced]
     rows += [row | {"arm": "kl 1e-6"} for row in crowded]
-    found = measured.prior_speed(source_of(rows, seed=0, width=64))
-    assert found.text.endswith("in 1 of 1 seeds, after 0.30 of its steps")
-    assert found.verdict == "holds"
-    rows[1]["fd"] = 6.0
-    assert measured.prior_speed(source_of(rows, seed=0, width=64)).verdict == "falls short"
+    speed = measured.prior_speed("flow 64")
+    # Rows tell their second stage, or, where there was one kind, its width; others do not count.
+    for stage, other in (
+        ({"stage": "flow 64"}, {"stage": "vae 64"}),
+        ({"width": 64}, {"width": 8}),
+    ):
+        own = [row | stage for row in rows]
+        found = speed(source_of([*own, own[0] | other | {"fd": 0.0}], seed=0))
+        assert found.text.endswith("in 1 of 1 seeds, after 0.30 of its steps")
+        assert found.verdict == "holds"
+        own[1]["fd"] = 6.0
+        assert speed(source_of(own, seed=0)).verdict == "falls short"
 
 
 def test_rows_of_a_csv_are_numbers_and_truths(tmp_path):
