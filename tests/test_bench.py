@@ -361,6 +361,7 @@ def tiny_step(**changes):
     return step.measure(tiny(), **(options | changes))
 
 
+@pytest.mark.slow
 def test_a_step_is_measured():
     measured = tiny_step(with_torch=False)
     (one,) = measured.steps

@@ -91,6 +91,7 @@ def test_first_layers_start_with_the_variance_of_the_settings_own_size():
     assert (weights["encoder"]["log_var"] == 1).all()  # as in the published code
 
 
+@pytest.mark.slow
 def test_their_variance_starts_where_theirs_does_and_moves_three_times_as_fast():
     model = protocols.their_net("sigmoid", (), DIM, LATENTS)
     loss = protocols.objective("sigmoid", model, MOST, theirs=True, speed=3.0)

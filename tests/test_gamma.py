@@ -144,6 +144,7 @@ def test_learned_and_fixed_start_as_the_same_network(finished):
     jax.tree.map(np.testing.assert_array_equal, states[0].weights, states[1].weights)
 
 
+@pytest.mark.slow
 def test_a_settled_run_goes_on_where_its_arm_ended(finished, monkeypatch):
     """With its weights, latents and gamma, which it then lets go to its closed form."""
     path, rows = finished

@@ -65,6 +65,7 @@ def test_the_program_trains_diagnoses_and_reports(monkeypatch, tmp_path):
     assert collapsed == "| collapsed at birth | 0 | 1 | 0 | 0 |"
 
 
+@pytest.mark.slow
 def test_arms_of_one_program_do_not_disturb_each_other(monkeypatch):
     monkeypatch.setattr(population, "STEPS", {"long": 60, "short": 60})
     source = Source("linear", 1, 20, 0.01, 7)
