@@ -480,8 +480,8 @@ def test_every_rival_keeps_its_own_papers_smallest_claim():
             own = jax.tree.map(lambda leaf, index=index: leaf[index], state.params)
             yield evaluate.autoencoder(plain, own, members[index].rule, method, rows)
 
-    # Least Volume and eq. 6's log end with r; the log, whose minima are many, in most runs: 13 of
-    # 14 (seven seeds, two weights), and which run does not is a matter of rounding.
+    # Least Volume and eq. 6's log end with r; the log, whose minima are many, in most runs: 12 of
+    # 14 (seven seeds, two weights), and which do not is a matter of rounding.
     log = [("log autoencoder", 1e-5, seed) for seed in range(3)]
     flat = list(found(x, [("Least Volume", 0.1, 0), *log]))
     counts = [each["count"] for each in flat]
