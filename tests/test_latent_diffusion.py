@@ -10,6 +10,7 @@ from configs import latent_diffusion
 from vaebal.diagnosis import implied_gamma
 from vaebal.errors import InputError
 from vaebal.experiments.latent_diffusion import page, run, scores
+from vaebal.experiments.latent_diffusion.stages import First, Prior
 
 ARMS = ("kl 1e-6", "adaptive", "none", "kl 1e-6 as adaptive")
 
@@ -123,6 +124,23 @@ def test_overtaking_is_measured_in_the_other_arms_steps():
     assert page.overtaken(rows, "ours", "kl", "flow 8") == [0.5, None]
 
 
+def test_a_first_second_stage_that_stopped_early_is_told_of_as_far_as_it_came():
+    config, arms = tiny(), ("kl 1e-6", "adaptive")
+    rows = {
+        First(arm, 0): {"arm": arm, "seed": 0, "fd_rec": 2.0, "fd_held_out": 1.0} for arm in arms
+    }
+    for stage, after, fd in (("flow 8", 1, 7.0), ("vae 8", 1, 9.0), ("vae 8", 3, 8.0)):
+        for arm in arms:
+            cell = Prior(arm, 0, stage, after)
+            rows[cell] = cell._asdict() | {
+                "fd": fd, "steps": 6 * after, "parameters": 5, "train_seconds": 1.0
+            }  # fmt: skip
+    assert "of 'flow 8' after 6 steps: kl 1e-6 7" in page.sentence(config, rows)
+    header, body = page.prior_table(config, page.prior_rows(rows))
+    assert header[3:5] == ["6", "18"]
+    assert [line[3:5] for line in body] == [["7.00", ""]] * 2 + [["9.00", "8.00"]] * 2
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
@@ -131,6 +149,7 @@ def test_overtaking_is_measured_in_the_other_arms_steps():
         ("train.arms", ("kl 1e-6 as adaptive",), "no 'adaptive' to count latents"),
         ("train.adaptive_epochs", 600, "must be below train.epochs"),
         ("prior.epochs", (3, 1), "must rise"),
+        ("eval.bins", 1, "eval.bins=1 must be an integer of at least 2"),
         ("prior.stages", ("gan 8",), "one of 'flow WIDTH', 'invertible WIDTH', 'vae WIDTH'"),
         ("prior.stages", ("flow",), "prior.stages holds 'flow'"),
         ("prior.stages", ("flow 0",), "prior.stages holds 'flow 0'"),

@@ -182,7 +182,8 @@ def invertible(latents: int, width: int, blocks: int) -> SecondStage:
     """Affine couplings between noise and latents, of exact likelihood (RealNVP; Dinh et al., 2017).
 
     The loss is -log p(z) per dimension, in nats. A coupling reads a part of the latents, and
-    shifts and stretches the others by what it has read; each of the `blocks` is a pair of them.
+    shifts and stretches the others by what it has read; each of the `blocks` is a pair of them. A
+    latent that is alone is only shifted and stretched: a Gaussian.
     """
     coupling, count = Coupling(latents, width), 2 * blocks
 

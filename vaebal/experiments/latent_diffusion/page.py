@@ -69,15 +69,17 @@ def prior_table(config: Any, rows: Sequence[Row]) -> Table:
     """One line a second stage and arm: the distance of samples after so many steps."""
     ends = sorted({row["after"] for row in rows})
     steps = [str(rows_with(rows, after=after)[0]["steps"]) for after in ends]
-    header, body = ["second stage", "arm", *steps, "loss", "seconds"], []
+    header, body = ["second stage", "parameters", "arm", *steps, "loss", "seconds"], []
     for stage in stages_of(config, rows):
         for arm in arms_of(config, rows):
             some = rows_with(rows, arm=arm, stage=stage)
             by_end = [column(rows_with(some, after=after), "fd") for after in ends]
             last = rows_with(some, after=ends[-1])
-            seconds = f"{np.mean(column(last, 'train_seconds')):.0f}" if last else ""
-            told = [scaled(column(last, "loss")) if last else "", seconds]
-            body.append([stage, arm, *(scaled(v) if v else "" for v in by_end), *told])
+            losses = [row["loss"] for row in last if "loss" in row]
+            told = [scaled(v) if v else "" for v in (*by_end, losses)]
+            told.append(f"{np.mean(column(last, 'train_seconds')):.0f}" if last else "")
+            size = f"{some[0]['parameters']:,}" if some else ""
+            body.append([stage, size, arm, *told])
     return header, body
 
 
@@ -129,7 +131,8 @@ def sentence(config: Any, rows: Rows) -> str:
     if not priors:
         return "No prior was trained to its end."
     stage = stages_of(config, priors)[0]
-    end = rows_with(priors, stage=stage, after=max(column(priors, "after")))
+    of_first = rows_with(priors, stage=stage)
+    end = rows_with(of_first, after=max(column(of_first, "after")))
     said = []
     for arm in arms_of(config, end):
         recs = column(rows_with(autoencoders, arm=arm), "fd_rec")
@@ -218,7 +221,6 @@ def write(
         over_seeds=report.over_seeds(config.train.seeds), wrong=rows[CLASSIFIER]["wrong"],
         samples=min(config.eval.samples, len(images.test)),
         ends=sorted(set(column(priors, "steps"))),
-        sizes=sorted(set(column(priors, "parameters"))),
         ndb_held_out=next((f"{row['ndb_held_out']:.2f}" for row in priors if "ndb" in row), "–"),
     )  # fmt: skip
     took = report.training_took([*rows.values()])

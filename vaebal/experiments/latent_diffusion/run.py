@@ -43,7 +43,7 @@ def check(config: Any) -> None:
         config, "train.epochs", "train.adaptive_epochs", "train.batch_size", "prior.blocks",
         "prior.batch_size", "model.latents", "model.width", "model.blocks", "classifier.features",
         "classifier.width", "classifier.epochs", "classifier.batch_size", "eval.samples",
-        "eval.bins", "eval.neighbours", "eval.block", "eval.pictures", "train.epochs_per_chunk",
+        "eval.neighbours", "eval.block", "eval.pictures", "train.epochs_per_chunk",
         "train.epochs_per_checkpoint",
     )  # fmt: skip
     checks.positive_numbers(
@@ -64,8 +64,10 @@ def check(config: Any) -> None:
             f"train.adaptive_epochs={config.train.adaptive_epochs} must be below train.epochs="
             f"{config.train.epochs}: what is left over settles the error."
         )
-    if not isinstance(config.eval.parts, int) or config.eval.parts < 2:
-        raise InputError(f"eval.parts={config.eval.parts!r} must be an integer of at least 2.")
+    for field in ("parts", "bins"):
+        value = config.eval[field]
+        if not isinstance(value, int) or value < 2:
+            raise InputError(f"eval.{field}={value!r} must be an integer of at least 2.")
 
 
 def run(config: Any, workdir: str) -> list[dict[str, Any]]:
