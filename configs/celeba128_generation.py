@@ -25,6 +25,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.vae.epochs = config.wae.epochs = 20
     config.vae_plus.epochs = 100
     config.vae_plus.width = 1024
+    config.balanced.epochs, config.balanced.settled_epochs = 20, 10
+    config.balanced.patience = 3_000
     config.eval.reference_images = 50_000
     config.eval.samples = 10_000
     config.eval.whiten = True

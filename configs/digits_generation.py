@@ -27,6 +27,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.train.epochs_per_checkpoint = 300
     config.ae.epochs = 300
     config.ae.learning_rate = 3e-3
+    config.balanced.epochs, config.balanced.settled_epochs = 1_000, 500
     config.classifier.features = 32
     config.classifier.width = 128
     config.classifier.epochs = 40
@@ -35,4 +36,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.name = "digits_generation_quick"
         config.ae.epochs = 150
         config.vae.epochs = config.wae.epochs = 200
+        config.balanced.epochs, config.balanced.settled_epochs = 400, 200
+        config.balanced.patience = 200
+        config.balanced.fastest = 5e-3
     return config

@@ -19,6 +19,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.vae.epochs = config.wae.epochs = 200
     config.vae_plus.epochs = 400
     config.vae_plus.width = 512
+    config.balanced.epochs, config.balanced.settled_epochs = 30, 15
     config.eval.block = 1000
     if variant == "quick":
         config.name = "mnist_generation_quick"
@@ -26,7 +27,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.train.epochs_per_checkpoint = 5
         config.ae.epochs = 6
         config.classifier.epochs = 3
-        config.vae.spaces = ("pixels",)
+        config.vae.spaces = ("pixels", "balanced codes", "balanced images")
         config.vae.epochs = config.wae.epochs = 8
         config.vae_plus.epochs = 15
         config.vae_plus.width = 256

@@ -15,7 +15,7 @@ from vaebal.experiments.generation import run as generation
 from vaebal.experiments.generation import scores as generation_scores
 from vaebal.experiments.generation import stages as generation_stages
 from vaebal.experiments.generation import tables
-from vaebal.experiments.generation.stages import Stage
+from vaebal.experiments.generation.pipeline import Stage
 from vaebal.generation import classifier, stages
 from vaebal.measures import inception, inception_weights
 from vaebal.measures.frechet import frechet_distance
@@ -33,6 +33,7 @@ def tiny():
     config.classifier.features = 6
     for section in (config.ae, config.vae, config.vae_plus, config.wae, config.classifier):
         section.width, section.epochs, section.learning_rate = 16, 3, 1e-2
+    config.balanced.epochs, config.balanced.settled_epochs = 3, 2
     config.eval.bins = (5,)
     config.eval.parts = 2
     config.eval.samples, config.eval.reference_images = 250, 1000
@@ -149,6 +150,80 @@ def test_a_stage_comes_after_the_one_it_needs(tmp_path):
     assert len(done) == 2 * 6 + 1
 
 
+@pytest.mark.parametrize(
+    ("stage", "kind", "space", "network", "reads", "before"),
+    [
+        ("ae", "ae", "", "ae", ("images",), None),
+        ("wae", "wae", "", "wae", ("codes", "images"), "ae"),
+        ("vae_pixels", "vae", "pixels", "vae", ("codes", "images"), "ae"),
+        ("vae_codes", "vae", "codes", "vae", ("codes",), "ae"),
+        ("vae_images", "vae", "images", "vae_images", ("images",), None),
+        ("vae_plus_images", "vae_plus", "images", "vae_plus", ("latents",), "vae_images"),
+        ("opening_balanced_codes", "opening", "balanced codes", "vae_balanced", ("codes",), "ae"),
+        (
+            *("vae_balanced_codes", "vae", "balanced codes", "vae_balanced", ("codes",)),
+            "opening_balanced_codes",
+        ),
+        (
+            *("opening_balanced_images", "opening", "balanced images", "vae_images"),
+            *(("images",), None),
+        ),
+        (
+            *("vae_plus_balanced_images", "vae_plus", "balanced images", "vae_plus"),
+            *(("latents",), "vae_balanced_images"),
+        ),
+    ],
+)
+def test_a_stage_s_name_says_what_it_trains_on_what(stage, kind, space, network, reads, before):
+    got = Stage(stage, 3)
+    assert (got.kind, got.space, got.network, got.reads) == (kind, space, network, reads)
+    assert got.before == (None if before is None else Stage(before, 3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("space", ["balanced codes", "balanced images"])
+def test_a_balanced_vae_goes_on_at_the_number_of_latents_it_opened(space, tmp_path):
+    """From its weights, and the others tell of nothing: neither samples nor the second stage."""
+    config = tiny()
+    config.vae.spaces = (space,)
+    session = session_of(config, tmp_path)
+    with Progress(len(session.groups), tmp_path / "tensorboard") as progress:
+        for name, group in session.groups.items():
+            generation_stages.make(session, name, group, progress)
+    opening, settled = (
+        Stage(f"{kind}_{space.replace(' ', '_')}", 0) for kind in ("opening", "vae")
+    )
+    number = session.cells.row(opening)["open"]
+    assert number == 1  # of 4: in 15 steps no more than the first
+    ended, start = session.params(opening), session.program([settled]).init()
+    for ours, theirs in zip(
+        jax.tree.leaves(start.weights),
+        jax.tree.leaves({name: leaf for name, leaf in ended.items() if name != "log_gamma"}),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(ours[0], theirs)
+    np.testing.assert_allclose(start.homotopy.log_gamma[0], ended["log_gamma"], rtol=1e-6)
+    nets = generation_stages.networks(session, 0)
+    vae = generation_scores.first_vae(session, nets, space)
+    x = jnp.asarray(session.images.test[:5])
+    mean, log_var = vae.encode(x)
+    assert not np.asarray(mean)[:, number:].any()
+    assert not np.asarray(log_var)[:, number:].any()
+    z = jax.random.normal(jax.random.key(0), (5, 4))
+    closed = jnp.arange(4)[None] >= number
+    np.testing.assert_allclose(vae.decode(z), vae.decode(jnp.where(closed, -z, z)), atol=1e-6)
+    assert np.abs(vae.decode(z) - vae.decode(-z)).max() > 1e-4
+    images, latents = generation_scores.reconstruct(session, nets, x, jnp.zeros((2, 5, 4)))
+    np.testing.assert_allclose(images["VAE"], vae.decode(mean), atol=1e-6)
+    np.testing.assert_array_equal(latents["VAE"], mean)
+
+
+def test_the_second_stage_models_the_latents_that_tell_of_x():
+    mean = jnp.asarray(np.random.default_rng(0).normal(size=(500, 3)) * [1.0, 0.05, 0.2])
+    np.testing.assert_array_equal(generation_stages.taking_part(mean), [1, 0, 1])
+    np.testing.assert_array_equal(generation_stages.taking_part(0 * mean), [1, 1, 1])
+
+
 @pytest.mark.slow
 def test_a_seed_among_others_is_the_seed_alone(finished, tmp_path):
     path, _ = finished
@@ -241,8 +316,9 @@ def test_every_config_can_be_meant(module, variant):
     generation.check(config)
     shapes = {"celeb_a": (128, 128, 3), "rendered": (64, 64, 3), "mnist": (28, 28, 1)}
     models = generation_stages.build_models(config, shapes.get(config.data.name, (8, 8, 1)), None)
-    for name in ("vae", "vae_plus", "wae"):
+    for name in ("vae", "vae_balanced", "vae_plus", "wae"):
         assert models[name].latents == models[name].outputs == models["ae"].latents
+    assert models["vae_images"].outputs == models["ae"].outputs
     with pytest.raises(ValueError, match="has no variant 'fast'"):
         module.get_config("fast")
 
@@ -257,8 +333,11 @@ def test_every_config_can_be_meant(module, variant):
         ("ae.network", "conv", "ae.patch=4: .* does not fit patch=4"),
         ("wae.weight", -1.0, "wae.weight=-1.0 must be 0 or"),
         ("vae_plus.gamma", 0.0, "vae_plus.gamma=0.0 must be a finite number above 0"),
+        ("balanced.patience", 0.0, "balanced.patience=0.0 must be a finite number above 0"),
+        ("balanced.beta2", 1.0, "balanced.beta2=1.0 must lie between 0 and 1"),
         ("vae.layers", 1, "vae.layers=1 must be an integer of at least 2"),
         ("train.batch_size", 2000, "train.batch_size=2000 is larger than the 1438"),
+        ("balanced.batch_size", 2000, "balanced.batch_size=2000 is larger than the 1438"),
         ("train.seeds", (-1,), "train.seeds"),
         ("eval.bins", (1,), "eval.bins=.* at least 2"),
         ("eval.bins", (2000,), "needs as many training images as bins, and 1000 are used"),
@@ -269,6 +348,7 @@ def test_every_config_can_be_meant(module, variant):
 def test_bad_fields_are_refused_before_any_work(field, value, sentence, tmp_path):
     config = tiny()
     config.eval.fid = True
+    config.vae.spaces = ("balanced codes",)
     section, name = field.split(".")
     with config.ignore_type():
         config[section][name] = value

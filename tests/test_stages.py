@@ -68,6 +68,27 @@ def test_the_error_in_pixels_is_eq_2_behind_the_frozen_decoder_by_hand(pair):
     assert float(metrics["kl"]) == pytest.approx(kl.mean(), rel=1e-5)
 
 
+def test_dimensions_left_out_are_in_no_loss_by_hand(pair):
+    """Neither in the error nor in the D that log gamma is counted by; all of them: none is."""
+    _, _, vae, params, _, codes, _ = pair
+    eps, mask = latent_noise(jax.random.key(5), 8, C), jnp.asarray([1.0, 0.0, 1.0])
+
+    @jax.jit
+    def loss(params, mask):
+        return stages.vae_loss(vae, params, codes, eps, target=codes, mask=mask)
+
+    got, metrics = loss(params, mask)
+    outputs = vae.apply({"params": params}, codes, eps)
+    error = np.square(np.float64(codes) - np.float64(outputs.x_hat))[:, [0, 2]].sum(1)
+    mean, log_var = np.float64(outputs.mean), np.float64(outputs.log_var)
+    kl = 0.5 * (mean**2 + np.exp(log_var) - log_var - 1).sum(1)
+    by_hand = error / (2 * 0.3) + 2 / 2 * np.log(2 * np.pi * 0.3) + kl
+    assert float(got) == pytest.approx(by_hand.mean(), rel=1e-5)
+    assert float(metrics["mean_square"]) == pytest.approx(error.mean() / 2, rel=1e-5)
+    whole, _ = stages.vae_loss(vae, params, codes, eps, target=codes)
+    assert float(loss(params, jnp.ones(C))[0]) == pytest.approx(float(whole), rel=1e-6)
+
+
 def test_without_a_decoder_the_loss_is_the_gaussian_vaes(pair):
     """The sweeps' own, on the same noise: value, gradients and what gamma follows."""
     _, _, vae, params, _, codes, _ = pair

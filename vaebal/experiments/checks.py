@@ -76,16 +76,16 @@ def variance(images: ImageSet) -> None:
         )
 
 
-def batch_size(config: Any, images: ImageSet, members: int) -> None:
-    """train.batch_size fits the training images, and the devices that share a stack's batches."""
-    if config.train.batch_size > len(images.train):
+def batch_size(config: Any, images: ImageSet, members: int, section: str = "train") -> None:
+    """A batch fits the training images, and the devices that share a stack's batches."""
+    size, field = config[section].batch_size, f"{section}.batch_size"
+    if size > len(images.train):
         raise InputError(
-            f"train.batch_size={config.train.batch_size} is larger than the {len(images.train)} "
+            f"{field}={size} is larger than the {len(images.train)} "
             f"training images of {images.name!r}: lower it."
         )
     sharing = mesh_for(members).shape["data"]
-    if config.train.batch_size % sharing:
+    if size % sharing:
         raise InputError(
-            f"train.batch_size={config.train.batch_size} must be a multiple of the {sharing} "
-            "devices that share it."
+            f"{field}={size} must be a multiple of the {sharing} devices that share it."
         )

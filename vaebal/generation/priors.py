@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from vaebal.generation.stages import vae_loss
 from vaebal.models import init_params, latent_noise, mlp_vae
-from vaebal.models.gaussians import isotropic_nll, kl_to_standard_normal
 from vaebal.models.nets import Activation, dense, he_normal
 from vaebal.units import LOG_2PI
 
@@ -238,12 +238,7 @@ def second_vae(latents: int, width: int, blocks: int) -> SecondStage:
         return {name: leaf for name, leaf in params.items() if name != "log_gamma"}
 
     def loss(params: Any, z: Array, mask: Array, key: Array):
-        outputs = model.apply({"params": params}, z, latent_noise(key, *z.shape))
-        size = jnp.maximum(mask.sum(), 1)
-        error = (jnp.square(z - outputs.x_hat) * mask[None]).sum(-1)
-        kl = kl_to_standard_normal(outputs.mean, outputs.log_var).sum(-1)
-        value = (isotropic_nll(error, outputs.log_gamma, size) + kl).mean()
-        return value, {"mean_square": error.mean() / size, "kl": kl.mean()}
+        return vae_loss(model, params, z, latent_noise(key, *z.shape), target=z, mask=mask)
 
     def sample(params: Any, mask: Array, key: Array, count: int) -> Array:
         to_u, to_eps = jax.random.split(key)

@@ -20,8 +20,7 @@ from jax import Array
 
 from vaebal.measures.mmd import imq_mmd2
 from vaebal.models import GaussianVAE, latent_noise
-from vaebal.models.gaussians import reparameterise
-from vaebal.models.objectives import gaussian_vae_terms
+from vaebal.models.gaussians import isotropic_nll, kl_to_standard_normal, reparameterise
 
 Loss = tuple[Array, dict[str, Array]]
 Decoder = Callable[[Array], Array]  # standardised codes [B, C] -> x_hat [B, D]
@@ -107,6 +106,7 @@ def vae_loss(
     *,
     target: Array,
     decoder: Decoder | None = None,
+    mask: Array | None = None,
 ) -> Loss:
     """Mean -ELBO in nats of one draw of z, its log gamma term included (eq. 2).
 
@@ -119,21 +119,22 @@ def vae_loss(
       eps: [B, K] standard normal.
       target: what is to be reconstructed: `inputs`, or with `decoder` the images x [B, D].
       decoder: see `frozen_decoder`.
+      mask: [D] of 1 and 0, the dimensions of the target that there are; None: all.
 
     Raises:
       ValueError: dimensions that do not fit.
     """
     _require_dimensions("vae_loss", inputs, model.outputs)
     outputs = model.apply({"params": params}, inputs, eps)
-    if decoder is not None:
-        outputs = outputs._replace(x_hat=decoder(outputs.x_hat))
-    terms = gaussian_vae_terms(target, outputs)
-    error = terms.squared_error.mean()
-    return terms.negative_elbo.mean(), {
-        "squared_error": error,
-        "mean_square": error / target.shape[-1],
-        "kl": terms.kl.sum(-1).mean(),
-    }
+    x_hat = outputs.x_hat if decoder is None else decoder(outputs.x_hat)
+    _require_dimensions("vae_loss", target, x_hat.shape[-1])
+    squares, size = jnp.square(target - x_hat), target.shape[-1]
+    if mask is not None:
+        squares, size = squares * mask[None], jnp.maximum(mask.sum(), 1)
+    error, kl = squares.sum(-1), kl_to_standard_normal(outputs.mean, outputs.log_var).sum(-1)
+    value = (isotropic_nll(error, outputs.log_gamma, size) + kl).mean()
+    error = error.mean()
+    return value, {"squared_error": error, "mean_square": error / size, "kl": kl.mean()}
 
 
 def draw_latents(mean: Array, log_var: Array, key: Array) -> Array:

@@ -42,6 +42,21 @@ def defaults(name: str) -> ml_collections.ConfigDict:
 
     config.vae, config.vae_plus = _vaes()
 
+    # A first VAE under the adaptive homotopy: latents are opened one by one, then it goes on at
+    # their number with gamma in closed form.
+    balanced = config.balanced = ml_collections.ConfigDict()
+    balanced.batch_size = 100
+    balanced.epochs = 100  # while latents are opened
+    balanced.settled_epochs = 50
+    balanced.learning_rate = 3e-3
+    balanced.settled_learning_rate = 1e-3
+    balanced.final_learning_rate = 2e-6  # of both
+    balanced.clip_norm = 20.0  # of gamma times the gradient
+    balanced.beta2 = 0.99  # Adam's
+    balanced.weight_decay = 0.1  # AdamW's, of all matrices but the affine skips
+    balanced.fastest = 2e-3  # nats of log gamma a step, at most
+    balanced.patience = 750  # steps without progress before the next latent opens
+
     wae = config.wae = ml_collections.ConfigDict()  # the same network as the first VAE
     wae.width = 256
     wae.layers = 3
@@ -66,9 +81,11 @@ def defaults(name: str) -> ml_collections.ConfigDict:
 
 def _vaes() -> tuple[ml_collections.ConfigDict, ml_collections.ConfigDict]:
     # The first VAE, on standardised codes. Its error is measured in "pixels" through the frozen
-    # decoder (prescription 3), or in "codes"; every space listed gives a VAE and a VAE+.
+    # decoder (prescription 3), or in "codes"; "images": a VAE straight on images, the autoencoder's
+    # network with skips. "balanced codes", "balanced images": under the adaptive homotopy, see
+    # `balanced`. Every space listed gives a VAE and a VAE+.
     vae = ml_collections.ConfigDict()
-    vae.spaces = ("pixels", "codes")
+    vae.spaces = ("pixels", "codes", "balanced codes", "balanced images")
     vae.width = 256
     vae.layers = 3
     vae.blocks = 2

@@ -10,6 +10,7 @@ import numpy as np
 from vaebal.data import ImageSet
 from vaebal.experiments import report
 from vaebal.experiments.generation import figures, tables
+from vaebal.experiments.generation.pipeline import method
 from vaebal.experiments.report import Figure, Row, Section, rows_with
 
 
@@ -71,6 +72,18 @@ def _spread(name: str, rows: Sequence[Row]) -> str:
     return f"{error:.2g} ({tables.DISTANCES[name]})"
 
 
+def _measured(config: Any) -> str:
+    """Where every first VAE's error is measured."""
+    where = {
+        "pixels": "in pixels behind the autoencoder's decoder", "codes": "in codes",
+        "images": "in images, which it reads itself",
+    }  # fmt: skip
+    return "; ".join(
+        f"{method('VAE', space, config)}'s {where[space.removeprefix('balanced ')]}"
+        for space in config.vae.spaces
+    )
+
+
 def protocol(config: Any, rows: Sequence[Row], images: ImageSet) -> dict[str, str]:
     """How the "scores" were made, and what the table of "stages" holds."""
     about, names = rows[0], tables.distances(rows)
@@ -89,12 +102,14 @@ def protocol(config: Any, rows: Sequence[Row], images: ImageSet) -> dict[str, st
         what="test images it gets wrong" if labels else "variance unexplained",
         errors=[_spread(name, rows) for name in names],
         whitening="whitened per pixel" if config.eval.whiten else "not whitened",
-        others="".join(f", VAE ({space})'s in {space}" for space in config.vae.spaces[1:]),
+        measured=_measured(config),
     )
     said = ["data", *(name if name in names else f"no {name}" for name in ("fd", "fid"))]
     said += ["extrapolated"] if names else []
     cautions = [f"Caution: {text}." for text in sorted(warned - {""})]
     scores = [*(how[name] for name in said), *cautions, how["ndb"], how["networks"]]
+    if any(space.startswith("balanced") for space in config.vae.spaces):
+        scores.append(how["balanced"])
     return {"scores": " ".join(scores), "stages": how["stages"]}
 
 

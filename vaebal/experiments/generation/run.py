@@ -11,6 +11,7 @@ from vaebal.errors import InputError
 from vaebal.experiments import checks, inputs, report
 from vaebal.experiments.cells import train_all
 from vaebal.experiments.generation import page as generation_report
+from vaebal.experiments.generation.pipeline import SPACES
 from vaebal.experiments.generation.scores import (
     Scorer,
     counts,
@@ -30,7 +31,6 @@ from vaebal.models.nets import ACTIVATIONS
 from vaebal.training import devices
 from vaebal.training.workdir import load_arrays, workdir_path
 
-SPACES = ("pixels", "codes")
 NETWORKS = ("mlp", "conv")
 
 
@@ -51,19 +51,26 @@ def check(config: Any) -> None:
         *("data.train_size", "data.test_size"),
         *(f"{name}.{field}" for name in sections for field in ("width", "blocks", "epochs")),
         *("classifier.features", "classifier.width", "classifier.epochs"),
+        *("balanced.epochs", "balanced.settled_epochs", "balanced.batch_size"),
     )
     for section in sections:
         layers = config[section].layers
         if not isinstance(layers, int) or layers < 2:
             raise InputError(f"{section}.layers={layers!r} must be an integer of at least 2.")
-    for section in (*sections, "classifier"):
+    for section in (*sections, "classifier", "balanced"):
         checks.positive_numbers(config, f"{section}.learning_rate", f"{section}.clip_norm")
     for section in ("vae", "vae_plus"):
         checks.positive_numbers(config, f"{section}.gamma", f"{section}.gamma_rate")
     checks.positive_numbers(
-        config, "train.final_learning_rate", "train.warmup_steps", "wae.weight",
+        config, "balanced.settled_learning_rate", "balanced.fastest", "balanced.patience"
+    )
+    checks.positive_numbers(
+        config, "balanced.final_learning_rate", "balanced.weight_decay",
+        "train.final_learning_rate", "train.warmup_steps", "wae.weight",
         "eval.reference_images", "eval.samples", zero=True,
     )  # fmt: skip
+    if not 0 < config.balanced.beta2 < 1:
+        raise InputError(f"balanced.beta2={config.balanced.beta2!r} must lie between 0 and 1.")
     checks.one_of(config, "train.activation", tuple(ACTIVATIONS))
     checks.one_of(config, "ae.network", NETWORKS)
     if not isinstance(config.eval.parts, int) or config.eval.parts < 2:
@@ -74,6 +81,8 @@ def check_against_data(config: Any, images: ImageSet, targets: classifier.Target
     """Raises InputError where the config does not fit the data or the devices."""
     settings = config.eval
     checks.batch_size(config, images, members=1)
+    if any(space.startswith("balanced") for space in config.vae.spaces):
+        checks.batch_size(config, images, 1, "balanced")
     reference, samples = counts(config, images)
     if max(settings.bins) > reference:
         raise InputError(

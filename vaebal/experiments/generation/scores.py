@@ -7,7 +7,7 @@ import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,8 @@ from sklearn.metrics import pairwise_distances_argmin
 
 from vaebal.data import ImageSet, some_indices
 from vaebal.errors import InputError
-from vaebal.experiments.generation.stages import (
-    Session,
-    method,
-    methods,
-    networks,
-)
+from vaebal.experiments.generation.pipeline import method, methods, stage_of
+from vaebal.experiments.generation.stages import Session, networks
 from vaebal.generation import classifier, stages
 from vaebal.measures import evaluation, inception, inception_weights, mmd
 from vaebal.measures.frechet import frechet_estimate
@@ -60,6 +56,31 @@ def _in_blocks(function: Callable, arrays: Sequence[Any], block: int) -> Any:
     return jax.tree.map(lambda *pieces: np.concatenate(pieces), *parts)
 
 
+class First(NamedTuple):
+    """The first VAE of a pipeline, from pixels to pixels."""
+
+    encode: Callable[[Array], tuple[Array, Array]]  # x [B, D] -> posterior mean and log variance
+    decode: Callable[[Array], Array]  # z [B, K] -> x_hat [B, D]
+
+
+def first_vae(session: Session, nets: dict[str, Any], space: str) -> First:
+    """Of a space; one that reads codes has the autoencoder around it."""
+    stage, models = stage_of("vae", space, 0), session.models
+    model, params = models[stage.network], nets[stage.stage]
+    pixels, whole = stages.frozen_decoder(models["ae"], nets["ae"], nets["scale"]), ("images",)
+
+    def encode(x: Array) -> tuple[Array, Array]:
+        if stage.reads != whole:
+            x = nets["scale"].standardise(stages.encode(models["ae"], nets["ae"], x)[0])
+        return stages.encode(model, params, x)
+
+    def decode(z: Array) -> Array:
+        x_hat = stages.decode(model, params, z)
+        return x_hat if stage.reads == whole else pixels(x_hat)
+
+    return First(encode, decode)
+
+
 def reconstruct(
     session: Session, nets: dict[str, Any], x: Array, eps: Array
 ) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -79,32 +100,41 @@ def reconstruct(
     z, codes_hat = stages.mean_path(models["wae"], nets["wae"], codes)
     images["WAE-MMD"], latents["WAE-MMD"] = pixels(codes_hat), z
     for space in config.vae.spaces:
-        first, second = nets[f"vae_{space}"], nets[f"vae_plus_{space}"]
-        mean, log_var = stages.encode(models["vae"], first, codes)
-        u, z_hat = stages.mean_path(models["vae_plus"], second, mean)
-        images[method("VAE", space, config)] = pixels(stages.decode(models["vae"], first, mean))
-        images[method("VAE+", space, config)] = pixels(stages.decode(models["vae"], first, z_hat))
+        vae, plus, mask = first_vae(session, nets, space), *second_vae(nets, space)
+        mean, log_var = vae.encode(x)
+        _, z_hat = stages.mean_path(models["vae_plus"], plus, mean * mask)
         z = mean + jnp.exp(0.5 * log_var) * eps[0]
-        u, log_var = stages.encode(models["vae_plus"], second, z)
-        latents[method("VAE", space, config)] = z
-        latents[method("VAE+", space, config)] = u + jnp.exp(0.5 * log_var) * eps[1]
+        u, log_var_u = stages.encode(models["vae_plus"], plus, z * mask)
+        for kind, through, drawn in (
+            ("VAE", mean, z),
+            ("VAE+", jnp.where(mask > 0, z_hat, mean), u + jnp.exp(0.5 * log_var_u) * eps[1]),
+        ):
+            name = method(kind, space, config)
+            images[name], latents[name] = vae.decode(through), drawn
     return images, latents
+
+
+def second_vae(nets: dict[str, Any], space: str) -> tuple[Any, Array]:
+    """The parameters of the VAE on a first one's latents, and which it models, [1, K]."""
+    name = stage_of("vae_plus", space, 0).stage
+    return nets[name], nets[name.replace("vae_plus", "mask")][None]
 
 
 def generate(session: Session, nets: dict[str, Any], u: Array, eps: Array) -> dict[str, Array]:
     """Samples x [B, D] of every method from the same u [B, K] ~ N(0, I).
 
     VAE and WAE-MMD decode u itself, VAE+ what its second stage makes of it, decoder noise
-    sqrt(gamma) eps [B, K] included. No noise is added to codes or pixels.
+    sqrt(gamma) eps [B, K] included; latents that this one leaves out are eps. No noise is added
+    to codes or pixels.
     """
     models, config = session.models, session.config
     pixels = stages.frozen_decoder(models["ae"], nets["ae"], nets["scale"])
     images = {"WAE-MMD": pixels(stages.decode(models["wae"], nets["wae"], u))}
     for space in config.vae.spaces:
-        first = nets[f"vae_{space}"]
-        z = stages.sample_observed(models["vae_plus"], nets[f"vae_plus_{space}"], u, eps)
-        images[method("VAE", space, config)] = pixels(stages.decode(models["vae"], first, u))
-        images[method("VAE+", space, config)] = pixels(stages.decode(models["vae"], first, z))
+        vae, plus, mask = first_vae(session, nets, space), *second_vae(nets, space)
+        z = stages.sample_observed(models["vae_plus"], plus, u, eps)
+        images[method("VAE", space, config)] = vae.decode(u)
+        images[method("VAE+", space, config)] = vae.decode(jnp.where(mask > 0, z, eps))
     return images
 
 
@@ -113,15 +143,12 @@ def interpolate(session: Session, nets: dict[str, Any], x: Array) -> Array:
 
     Great circles between the posterior means u of each pair, decoded without noise.
     """
-    models, space = session.models, session.config.vae.spaces[0]
-    first, second = nets[f"vae_{space}"], nets[f"vae_plus_{space}"]
-    codes = nets["scale"].standardise(stages.encode(models["ae"], nets["ae"], x)[0])
-    z = stages.encode(models["vae"], first, codes)[0]
-    u = stages.encode(models["vae_plus"], second, z)[0]
+    model, space = session.models["vae_plus"], session.config.vae.spaces[0]
+    vae, plus, mask = first_vae(session, nets, space), *second_vae(nets, space)
+    u = stages.encode(model, plus, vae.encode(x)[0] * mask)[0]
     path = stages.great_circle(u[::2], u[1::2], POINTS)  # [POINTS, P, K]
-    z = stages.decode(models["vae_plus"], second, path.reshape(-1, path.shape[-1]))
-    pixels = stages.frozen_decoder(models["ae"], nets["ae"], nets["scale"])
-    images = pixels(stages.decode(models["vae"], first, z))
+    z = stages.decode(model, plus, path.reshape(-1, path.shape[-1])) * mask
+    images = vae.decode(z)
     return images.reshape(*path.shape[:2], -1).swapaxes(0, 1)
 
 
@@ -344,10 +371,13 @@ def _pipeline_rows(
     gens = _in_blocks(
         functools.partial(scorer.generated, nets), [draw("prior"), draw("decoder noise")], block
     )
-    rows = []
+    rows, used = [], {"AE": latents, "WAE-MMD": latents}
+    for space in config.vae.spaces:
+        count = int(second_vae(nets, space)[1].sum())
+        used |= {method(kind, space, config): count for kind in ("VAE", "VAE+")}
     for name in methods(config):
         error = evaluation.mean_estimate(errors[name])
-        row = {"method": name, "seed": seed, **scorer.about()}
+        row = {"method": name, "seed": seed, "latents": used[name], **scorer.about()}
         row |= {"error": error.value, "error_se": error.error, **scorer(recs[name], "rec_")}
         if name in gens:
             row |= scorer(gens[name], "gen_")

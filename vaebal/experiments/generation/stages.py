@@ -1,13 +1,13 @@
-"""The stages of the generation experiment: which there are, what each is trained on, how.
+"""The stages of the generation experiment: what each is trained on, and how.
 
 A seed is a whole pipeline: "ae"; for every space in which the first VAE's error is measured
 "vae_SPACE" and "vae_plus_SPACE"; "wae". Seeds of a small stage train together.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,10 +19,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 from vaebal import homotopy
 from vaebal.data import ImageSet, mean_image, steps_per_epoch
 from vaebal.experiments.cells import Cells, Schedule, parameters, train, worth_stacking
+from vaebal.experiments.gamma.evaluate import largest_variance
+from vaebal.experiments.generation.pipeline import Stage, pipeline
 from vaebal.generation import classifier, stages
-from vaebal.models import conv_vae, init_params, latent_noise, mlp_vae
+from vaebal.homotopy.rules import RELEASED_RATE
+from vaebal.models import GaussianVAE, conv_vae, init_params, latent_noise, mlp_vae
 from vaebal.models.nets import ACTIVATIONS
 from vaebal.streams import stream
+from vaebal.theory.collapse import collapse
 from vaebal.training import (
     At,
     Member,
@@ -32,6 +36,7 @@ from vaebal.training import (
     State,
     Told,
     devices,
+    gaussian_vae,
     mesh_for,
     stack_members,
     state_shapes,
@@ -40,58 +45,9 @@ from vaebal.training.devices import place
 from vaebal.training.progress import Progress
 
 CLASSIFIER_SEED = 0  # one for all pipelines, so that their distances compare
-
-
-class Stage(NamedTuple):
-    """One training run of the pipeline `seed`; a cell."""
-
-    stage: str  # "ae", "vae_pixels", "vae_plus_pixels", "vae_codes", ..., "wae", "classifier"
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Its folder's name."""
-        return f"{self.stage}_seed{self.seed}"
-
-    @property
-    def section(self) -> str:
-        """The config's section for it."""
-        for section in ("vae_plus", "vae"):
-            if self.stage.startswith(section):
-                return section
-        return self.stage
-
-    @property
-    def space(self) -> str:
-        """Where the error of the first VAE on its way is measured."""
-        return self.stage.rpartition("_")[2]
-
-    @property
-    def before(self) -> "Stage | None":
-        """The stage whose outputs this one is trained on."""
-        if self.section == "vae_plus":
-            return Stage(f"vae_{self.space}", self.seed)
-        return None if self.stage in ("ae", "classifier") else Stage("ae", self.seed)
-
-
-def pipeline(config: Any) -> list[str]:
-    """The names of a pipeline's stages, each after the one it needs."""
-    names = ["ae"]
-    for space in config.vae.spaces:
-        names += [f"vae_{space}", f"vae_plus_{space}"]
-    return [*names, "wae"]
-
-
-def method(kind: str, space: str, config: Any) -> str:
-    """The name in the tables of "VAE" or "VAE+"; the first space listed is the plain one."""
-    return kind if space == config.vae.spaces[0] else f"{kind} ({space})"
-
-
-def methods(config: Any) -> list[str]:
-    """The names of all methods with a model, in the tables' order."""
-    spaces = config.vae.spaces
-    small = [method(kind, space, config) for space in spaces for kind in ("VAE", "VAE+")]
-    return ["AE", *small, "WAE-MMD"]
+# What the networks have in which latents are opened one by one: see `gamma.fields.one_by_one`.
+BALANCED = {"encoder_skip": True}
+ACTIVE = 0.01  # variance of a latent's posterior means, above which it tells of x
 
 
 def build_models(
@@ -103,36 +59,42 @@ def build_models(
       ValueError: images that convolutions do not fit.
     """
     activation, settings = ACTIVATIONS[config.train.activation], config.ae
-    shared = {
-        "latents": settings.codes, "activation": activation, "residual": True,
-        "affine_skip": False, "gamma": 1.0,
-    }  # fmt: skip
-    if settings.network == "conv":
-        autoencoder = conv_vae(
-            image_shape=image_shape, patch=settings.patch, width=settings.width,
-            blocks=settings.blocks, **shared,
+    shared = {"latents": settings.codes, "activation": activation, "residual": True}
+    models: dict[str, nn.Module] = {
+        "ae": _of_images(config, image_shape, shared | {"affine_skip": False, "gamma": 1.0}, {}),
+        "vae_images": _of_images(config, image_shape, shared | {"affine_skip": True}, BALANCED),
+    }
+    for network in ("vae", "vae_balanced", "vae_plus", "wae"):
+        small = config[network.removesuffix("_balanced")]
+        model = mlp_vae(
+            outputs=settings.codes, width=small.width, encoder_layers=small.layers,
+            decoder_blocks=small.blocks, affine_skip=True,
+            log_var_init=small.get("log_var_init", 0.0),
+            gamma=1.0 if network == "wae" else None,
+            **shared, **(BALANCED if network == "vae_balanced" else {}),
         )  # fmt: skip
-    else:
-        autoencoder = mlp_vae(
-            outputs=int(np.prod(image_shape)), width=settings.width,
-            encoder_layers=settings.layers, decoder_blocks=settings.blocks, **shared,
-        )  # fmt: skip
-    models: dict[str, nn.Module] = {"ae": autoencoder}
-    for section in ("vae", "vae_plus", "wae"):
-        small = config[section]
-        models[section] = mlp_vae(
-            outputs=settings.codes, latents=settings.codes, width=small.width,
-            encoder_layers=small.layers, decoder_blocks=small.blocks, activation=activation,
-            residual=True, affine_skip=True,
-            log_var_init=0.0 if section == "wae" else small.log_var_init,
-            gamma=1.0 if section == "wae" else None,
-        )  # fmt: skip
+        models[network] = model.clone(linear_variance=network == "vae_balanced")
     if targets is not None:
         models["classifier"] = classifier.build(
             image_shape, targets.outputs, features=config.classifier.features,
             width=config.classifier.width, activation=activation,
         )  # fmt: skip
     return models
+
+
+def _of_images(config: Any, image_shape: tuple, shared: dict, of_mlp: dict) -> GaussianVAE:
+    settings = config.ae
+    if settings.network == "conv":
+        model = conv_vae(
+            image_shape=image_shape, patch=settings.patch, width=settings.width,
+            blocks=settings.blocks, **shared,
+        )  # fmt: skip
+    else:
+        model = mlp_vae(
+            outputs=int(np.prod(image_shape)), width=settings.width,
+            encoder_layers=settings.layers, decoder_blocks=settings.blocks, **shared, **of_mlp,
+        )  # fmt: skip
+    return model.clone(linear_variance=bool(of_mlp))
 
 
 class Session:
@@ -151,17 +113,13 @@ class Session:
         self.groups = self._groups()
         self._codes: dict[int, Array] = {}
         self._programs: dict[tuple[str, int], Program] = {}
-        everywhere = self._everywhere = NamedSharding(mesh_for(1), PartitionSpec())
-        self._encode = jax.jit(self._code_of, out_shardings=everywhere)
-        self._posterior = jax.jit(
-            functools.partial(stages.encode, self.models["vae"]), out_shardings=everywhere
-        )
+        self._everywhere = NamedSharding(mesh_for(1), PartitionSpec())
 
     def _groups(self) -> dict[str, list[Stage]]:
         groups: dict[str, list[Stage]] = {}
         seeds = self.config.train.seeds
         for name in pipeline(self.config):
-            stacked = worth_stacking(parameters(self.models[Stage(name, 0).section]))
+            stacked = worth_stacking(parameters(self.models[Stage(name, 0).network]))
             for group in [list(seeds)] if stacked else [[seed] for seed in seeds]:
                 called = f"{name}_seed{'-'.join(map(str, group))}"
                 groups[called] = [Stage(name, seed) for seed in group]
@@ -196,7 +154,7 @@ class Session:
         return jax.jit(spread)(self.train, self.mean)
 
     def params(self, stage: Stage) -> Any:
-        """A finished stage's parameters.
+        """A finished stage's parameters; latents that were never opened are as training had them.
 
         Raises:
           InputError: it is not finished.
@@ -204,13 +162,20 @@ class Session:
         # One of a seed that is none of the config's is a group of its own, never finished.
         groups = ((n, g) for n, g in self.groups.items() if stage in g)
         name, group = next(groups, (stage.name, [stage]))
-        dim = self.images.dim if stage.before is None else self.config.ae.codes
-        given = {"mean": np.zeros((len(group), dim), np.float32)}  # for its shape
+        mean = np.zeros((len(group), self._inputs(stage)), np.float32)  # for its shape
         members = stack_members([Member(each.seed) for each in group])
         shapes = state_shapes(
-            self.objective(stage), self.settings(stage), self.rule(stage), members, given
-        )
-        return self.cells.params(stage, name, group.index(stage), shapes)
+            self.objective(stage), self.settings(stage), self.rule(stage), members,
+            mean if stage.alone else {"mean": mean},
+        )  # fmt: skip
+        params = self.cells.params(stage, name, group.index(stage), shapes)
+        if stage.balanced and stage.kind == "vae":
+            for latent in range(self.cells.row(stage.before)["open"], self.config.ae.codes):
+                params = collapse(params, latent)
+        return params
+
+    def _inputs(self, stage: Stage) -> int:
+        return self.images.dim if stage.reads == ("images",) else self.config.ae.codes
 
     @functools.cached_property
     def classifier(self) -> Any:
@@ -221,109 +186,174 @@ class Session:
         """What standardises the codes of the pipeline `seed`."""
         return stages.Scale(**place(self.cells.arrays(Stage("ae", seed)), self._everywhere))
 
-    def _code_of(self, params: Any, rows: Array) -> Array:
+    def posterior_of_images(self, network: str, params: Any, rows: Array) -> tuple[Array, Array]:
+        """Means and log variances [N, K] of stored rows, of a network that reads images."""
+
         def one(row):
-            return stages.encode(self.models["ae"], params, self.images.decode(row[None]))[0][0]
+            x = self.images.decode(row[None])
+            return jax.tree.map(lambda a: a[0], stages.encode(self.models[network], params, x))
 
         return jax.lax.map(one, rows, batch_size=self.config.eval.block)
+
+    def _jitted(self, function: Callable, *arguments: Any) -> Any:
+        return jax.jit(function, out_shardings=self._everywhere)(*arguments)
 
     def codes(self, seed: int) -> Array:
         """The standardised codes of all training images, [N, C]."""
         if seed not in self._codes:
-            raw = self._encode(self.params(Stage("ae", seed)), self.train)
+            encode = functools.partial(self.posterior_of_images, "ae")
+            raw = self._jitted(encode, self.params(Stage("ae", seed)), self.train)[0]
             self._codes[seed] = self.scale(seed).standardise(raw)
         return self._codes[seed]
 
     def posterior(self, stage: Stage) -> tuple[Array, Array]:
-        """The posterior mean and log variance of all training images, [N, K] each."""
-        return self._posterior(self.params(stage), self.codes(stage.seed))
+        """A first VAE's posterior mean and log variance of all training images, [N, K] each."""
+        if stage.reads == ("images",):
+            encode = functools.partial(self.posterior_of_images, stage.network)
+            return self._jitted(encode, self.params(stage), self.train)
+        encode = functools.partial(stages.encode, self.models[stage.network])
+        return self._jitted(encode, self.params(stage), self.codes(stage.seed))
 
     def own(self, stage: Stage) -> dict[str, Array]:
         """What a stage's batches are taken from, of its seed's own; () if it has none."""
-        if stage.before is None:
-            return ()
-        if stage.section == "vae_plus":
+        if stage.reads == ("latents",):
             return dict(zip(("mean", "log_var"), self.posterior(stage.before), strict=True))
-        return {"codes": self.codes(stage.seed)}
+        return {"codes": self.codes(stage.seed)} if "codes" in stage.reads else ()
 
     def shared(self, stage: Stage) -> dict[str, Array]:
         """The same, of all seeds."""
-        if stage.stage == "classifier":
+        if stage.kind == "classifier":
             return {"images": self.train, "targets": place(self.targets.train, self._everywhere)}
-        if stage.section == "vae_plus" or stage.stage == "vae_codes":
-            return {}
-        return {"images": self.train}
+        return {"images": self.train} if "images" in stage.reads else {}
 
-    def given(self, stage: Stage, own: Any) -> tuple[dict[str, Any], Any]:
+    def given(self, stage: Stage, own: Any) -> tuple[Any, Any]:
         """What does not change while a stage is trained, and the variance that its gamma is a
         share of where it starts.
         """
+        if stage.kind == "vae_plus":
+            mask = taking_part(own["mean"])
+            spread = own["mean"].var(0) + jnp.exp(own["log_var"]).mean(0)
+            return {"mean": own["mean"].mean(0) * mask, "mask": mask}, spread @ mask / mask.sum()
+        mean = jnp.zeros(self.config.ae.codes) if "codes" in stage.reads else self.mean
+        if stage.alone:
+            target = own["codes"].var() if own else self.variance
+            return mean, self._largest(own) if stage.balanced else target
         if stage.before is None:
-            return {"mean": self.mean}, 1.0
-        nowhere = jnp.zeros(self.config.ae.codes)
-        if stage.section == "vae_plus":
-            mean, log_var = own["mean"], own["log_var"]
-            return {"mean": mean.mean(0)}, (mean.var(0) + jnp.exp(log_var).mean(0)).mean()
-        if stage.stage == "vae_codes":
-            return {"mean": nowhere}, own["codes"].var()
+            return {"mean": mean}, 1.0
         frozen = {"ae": self.params(stage.before), "scale": self.scale(stage.seed)}
-        return {"mean": nowhere, **frozen}, self.variance
+        return {"mean": mean, **frozen}, self.variance
+
+    def _largest(self, own: Any) -> Any:
+        """lambda_1 of the codes, or of the images: above it total collapse is a minimum."""
+        if not own:
+            return largest_variance(self.images)
+        return jnp.linalg.eigvalsh(jnp.cov(own["codes"], rowvar=False))[-1]
 
     def objective(self, stage: Stage) -> Objective:
         """What a stage trains."""
-        to_pixels = stage.stage not in ("vae_codes",) and stage.section != "vae_plus"
+        if stage.alone:
+            return gaussian_vae(self.models[stage.network], functools.partial(_read, self, stage))
         return Objective(
             functools.partial(_init, self, stage.stage),
             functools.partial(_loss, self, stage.stage),
-            self.images.dim if to_pixels else self.config.ae.codes,
+            self.config.ae.codes if stage.kind == "vae_plus" else self.images.dim,
         )
+
+    def schedule(self, stage: Stage) -> Schedule:
+        """How long it trains, on batches of how many."""
+        section, train = self.config[stage.section], self.config.train
+        batch_size = section.get("batch_size", train.batch_size)
+        return Schedule(
+            section.settled_epochs if settles(stage) else section.epochs,
+            1, train.epochs_per_checkpoint,
+            steps_per_epoch(len(self.images.train), batch_size), batch_size,
+        )  # fmt: skip
 
     def settings(self, stage: Stage) -> Optimisation:
         """Of its optimiser."""
         section, train = self.config[stage.section], self.config.train
+        schedule = self.schedule(stage)
+        rate = section.settled_learning_rate if settles(stage) else section.learning_rate
+        own = {}
+        if stage.balanced:
+            own = {"beta2": section.beta2, "weight_decay": section.weight_decay}
         return Optimisation(
-            learning_rate=section.learning_rate,
-            final_learning_rate=train.final_learning_rate,
+            learning_rate=rate,
+            final_learning_rate=(section if stage.balanced else train).final_learning_rate,
             warmup_steps=train.warmup_steps,
-            total_steps=section.epochs * steps_per_epoch(len(self.images.train), train.batch_size),
+            total_steps=schedule.epochs * schedule.steps,
             clip_norm=section.clip_norm,
+            **own,
         )
 
     def rule(self, stage: Stage) -> Any:
         """How its gamma moves; None where it has none."""
-        if stage.section not in ("vae", "vae_plus"):
+        section = self.config[stage.section]
+        if stage.kind == "opening":
+            dim, steps = self._inputs(stage), self.settings(stage).total_steps
+            return lambda member: homotopy.adaptive(
+                dim, steps, rate=section.fastest, patience=section.patience
+            )
+        if stage.kind not in ("vae", "vae_plus"):
             return None
-        rate = self.config[stage.section].gamma_rate
+        rate = RELEASED_RATE if stage.balanced else section.gamma_rate
         return lambda member: homotopy.closed_form(rate)
 
     def program(self, group: Sequence[Stage]) -> Program:
         """The compiled program of a stage; groups of as many seeds share it."""
-        first = group[0]
+        first, objective = group[0], self.objective(group[0])
         owns = [self.own(stage) for stage in group]
         givens = [self.given(stage, own) for stage, own in zip(group, owns, strict=True)]
-        starts = [self.config[first.section].get("gamma", 1.0) * float(v) for _, v in givens]
-        members = stack_members(
-            [
-                Member(stage.seed, latents=self.config.ae.codes, gamma=start)
-                for stage, start in zip(group, starts, strict=True)
+        share = self.config[first.section].get("gamma", 1.0)
+        members = [
+            Member(stage.seed, latents=self.config.ae.codes, gamma=share * float(variance))
+            for stage, (_, variance) in zip(group, givens, strict=True)
+        ]
+        givens = [given for given, _ in givens]
+        if settles(first):  # from where latents were opened, at their number
+            objective = objective._replace(init=lambda member, weights: weights)
+            givens = [self._weights(stage.before) for stage in group]
+            ended = [self.cells.row(stage.before) for stage in group]
+            members = [
+                member._replace(latents=row["open"], gamma=row["gamma"])
+                for member, row in zip(members, ended, strict=True)
             ]
-        )
-        stack = lambda *leaves: jnp.stack(leaves)  # noqa: E731
+        members, stack = stack_members(members), lambda *leaves: jnp.stack(leaves)
         data = {"rows": self.shared(first), "own": jax.tree.map(stack, *owns)}
-        data |= {"given": jax.tree.map(stack, *(given for given, _ in givens))}
+        data |= {"given": jax.tree.map(stack, *givens)}
         key = first.stage, len(group)
         if key not in self._programs:
             self._programs[key] = Program(
-                self.objective(first), self.settings(first), members,
-                batch_size=self.config.train.batch_size, rule=self.rule(first), **data,
+                objective, self.settings(first), members,
+                batch_size=self.schedule(first).batch_size, rule=self.rule(first), **data,
             )  # fmt: skip
             return self._programs[key]
         return self._programs[key].on(members, **data)
 
+    def _weights(self, stage: Stage) -> Any:
+        return {name: leaf for name, leaf in self.params(stage).items() if name != "log_gamma"}
+
+
+def settles(stage: Stage) -> bool:
+    """Whether it goes on from where latents were opened one by one."""
+    return stage.balanced and stage.kind == "vae"
+
+
+def taking_part(mean: Array) -> Array:
+    """Which latents tell of x by their posterior means [N, K], [K] of 1 and 0; all if none does."""
+    active = mean.var(0) > ACTIVE
+    return jnp.where(active.any(), active, True).astype(mean.dtype)
+
+
+def _read(session: Session, stage: Stage, batch: Any) -> Array:
+    """What a VAE of its own input is given of a batch, [B, D]."""
+    (name,) = stage.reads
+    return batch["codes"] if name == "codes" else session.images.decode(batch["images"])
+
 
 def _init(session: Session, name: str, member: Member, given: Any) -> dict[str, Any]:
     stage, key = Stage(name, 0), stream(member.seed, f"{name}/init")
-    model = session.models[stage.section]
+    model = session.models[stage.network]
     if name == "classifier":
         params = model.init(key, given["mean"][None])["params"]
         if "centre" in params["body"]:
@@ -342,23 +372,21 @@ def _loss(session: Session, name: str, params: Any, batch: Any, at: At) -> tuple
 def _stage_loss(
     session: Session, stage: Stage, params: Any, batch: Any, key: Array, given: Any
 ) -> stages.Loss:
-    model, models = session.models[stage.section], session.models
-    if stage.section == "vae_plus":
+    model, models = session.models[stage.network], session.models
+    if stage.kind == "vae_plus":
         to_z, to_eps = jax.random.split(key)
-        z = stages.draw_latents(batch["mean"], batch["log_var"], to_z)
-        return stages.vae_loss(model, params, z, latent_noise(to_eps, *z.shape), target=z)
-    if stage.stage == "vae_codes":
-        codes = batch["codes"]
-        eps = latent_noise(key, *codes.shape)
-        return stages.vae_loss(model, params, codes, eps, target=codes)
+        mask = given["mask"]
+        z = stages.draw_latents(batch["mean"], batch["log_var"], to_z) * mask[None]
+        eps = latent_noise(to_eps, *z.shape)
+        return stages.vae_loss(model, params, z, eps, target=z, mask=mask)
     x = session.images.decode(batch["images"])
-    if stage.stage == "classifier":
+    if stage.kind == "classifier":
         return classifier.loss(model, params, x, batch["targets"])
-    if stage.stage == "ae":
+    if stage.kind == "ae":
         return stages.autoencoder_loss(model, params, x)
     codes, noise = batch["codes"], latent_noise(key, *batch["codes"].shape)
     decoder = stages.frozen_decoder(models["ae"], given["ae"], given["scale"])
-    if stage.stage == "wae":
+    if stage.kind == "wae":
         weight = session.config.wae.weight
         return stages.wae_loss(
             model, params, codes, noise, target=x, decoder=decoder, weight=weight
@@ -368,20 +396,17 @@ def _stage_loss(
 
 def make(session: Session, name: str, group: Sequence[Stage], progress: Progress) -> None:
     """Trains a group of stages; those that it needs are finished."""
-    config, section = session.config, session.config[group[0].section]
-    schedule = Schedule(
-        section.epochs, 1, config.train.epochs_per_checkpoint,
-        steps_per_epoch(len(session.images.train), config.train.batch_size),
-        config.train.batch_size,
-    )  # fmt: skip
     train(
-        session.cells, name, group, lambda: session.program(group), schedule,
+        session.cells, name, group, lambda: session.program(group), session.schedule(group[0]),
         functools.partial(_evaluate, session), progress, diverged_goes_on=False,
     )  # fmt: skip
 
 
 # What a history tells beside the stage's own metrics.
-NOT_IN_ROWS = ("epoch", "step", "seconds", "stopped", "open", "residual_variance")
+NOT_IN_ROWS = (
+    *("epoch", "step", "seconds", "stopped", "open", "residual_variance"),
+    *("gradient_norm", "latent_gradient", "active", "informative"),
+)
 
 
 def _evaluate(
@@ -390,13 +415,23 @@ def _evaluate(
     told = session.cells.history(stage)[-1]
     row = {name: value for name, value in told.items() if name not in NOT_IN_ROWS}
     row["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(params))
-    if stage.stage != "ae":
+    if stage.kind == "opening":
+        row["open"] = int(state.homotopy.open)
+    if stage.kind != "ae":
         return row, {}
-    codes = jax.jit(session._code_of)(params, devices.local(session.train))
+    encode = jax.jit(functools.partial(session.posterior_of_images, "ae"))
+    codes = encode(params, devices.local(session.train))[0]
     return row, jax.device_get(stages.code_scale(codes)._asdict())
 
 
 def networks(session: Session, seed: int) -> dict[str, Any]:
-    """The finished parameters of a pipeline by stage name, and "scale"."""
-    found = {name: session.params(Stage(name, seed)) for name in pipeline(session.config)}
+    """The finished parameters of a pipeline by stage name, "scale", and by "mask_SPACE" which of a
+    first VAE's latents its second stage models.
+    """
+    made = [Stage(name, seed) for name in pipeline(session.config)]
+    found = {stage.stage: session.params(stage) for stage in made if stage.kind != "opening"}
+    for stage in made:
+        if stage.kind == "vae":
+            name = stage.stage.replace("vae", "mask", 1)
+            found[name] = session._jitted(taking_part, session.posterior(stage)[0])
     return found | {"scale": session.scale(seed)}

@@ -94,6 +94,7 @@ def frechet_table(rows: Sequence[Row]) -> Table:
         digits, title = decimals(rows, f"gen_{name}"), DISTANCES[name]
         columns |= {f"{title} {which}.": (f"{which}_{name}", digits) for which in ("rec", "gen")}
         columns[f"{title} gen., N → ∞"] = f"gen_{name}_extrapolated", digits
+    columns["latents"] = "latents", 1
     columns |= {"Rec. Err.": ("error", 2), "MMD² to N(0, I)": ("mmd", 4)}
     return _lines(rows, columns, theirs)
 
