@@ -29,6 +29,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.classifier.epochs = 3
         config.vae.spaces = ("pixels", "balanced codes", "balanced images")
         config.vae.epochs = config.wae.epochs = 8
+        config.balanced.epochs, config.balanced.settled_epochs = 20, 10
+        config.balanced.patience = 500
         config.vae_plus.epochs = 15
         config.vae_plus.width = 256
     return config

@@ -11,7 +11,7 @@ from vaebal.data import ImageSet
 from vaebal.experiments import report
 from vaebal.experiments.generation import figures, tables
 from vaebal.experiments.generation.pipeline import method
-from vaebal.experiments.report import Figure, Row, Section, rows_with
+from vaebal.experiments.report import Figure, Row, Section, distinct, rows_with
 
 
 def measures(rows: Sequence[Row]) -> dict[str, str]:
@@ -58,7 +58,9 @@ def sentence(rows: Sequence[Row]) -> str:
     def score(method: str, name: str) -> str:
         return tables.cell(rows_with(rows, method=method), name, digits)
 
-    shown = ("VAE+", "VAE", "WAE-MMD", "Downsample", "held-out images")
+    first_two = ["VAE+", "VAE"]
+    others = [name for name in distinct(rows, "method") if name not in ("AE", *first_two)]
+    shown = [*first_two, *others[2:], *others[:2]]  # what needs no model last
     scores = ", ".join(f"{method} {score(method, first)}" for method in shown)
     return (
         f"{called} of samples: {scores}. {_against(rows, 'VAE')} {_against(rows, 'WAE-MMD')} "
