@@ -74,6 +74,8 @@ def test_every_run_has_a_whole_row_and_history(finished):
         # Both sets are drawn from one distribution, and eight steps learn nothing by heart.
         assert 0.5 < row["error_train"] / row["error_mean"] < 2
         assert row["error_train"] != row["error_mean"]
+        off = row["gamma"] - row["error_sampled"] / 192  # on test images, as on those of training
+        assert row["gamma_residual_test"] == pytest.approx(off, rel=1e-3)
         folder = path / "runs" / gamma.Run(arm, rank, seed).name
         history = list(map(json.loads, (folder / "history.jsonl").read_text().splitlines()))
         assert [entry["epoch"] for entry in history] == [1, 2, 3, 4][: 2 * length]

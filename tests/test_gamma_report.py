@@ -86,6 +86,15 @@ def experiment(rows):
     return config, histories, dict.fromkeys(keys, shapes), images
 
 
+def test_how_far_gamma_is_off_is_told_of_test_images_too():
+    rows = some_rows()
+    assert "on test images" not in tables.main_table(rows)[0]  # of rows that do not say
+    rows = [each | {"gamma_residual_test": -0.25 * each["gamma"]} for each in rows]
+    header, body = tables.main_table(rows)
+    assert header[-2:] == ["γ off by", "on test images"]
+    assert {tuple(line[-2:]) for line in body} == {("−1.0 %", "−25.0 %")}
+
+
 def test_the_papers_table_2_is_transcribed_right():
     """Its ratios, as the text states them: about the same error, more than 3 times the MMD."""
     header, body = tables.paper_table(some_rows(arms=("adaptive",)))

@@ -47,7 +47,10 @@ def evaluate(
     gamma = float(jnp.exp(model.apply({"params": params}, method="log_gamma")))
     z = jnp.asarray(test.sample[: config.eval.mmd_samples])
     active = test.mean.var(0) > 0.01
-    residual = evaluation.mean_estimate(gamma - train.squared_error_sampled / images.dim)
+    off = {
+        split: evaluation.mean_estimate(gamma - of.squared_error_sampled / images.dim)
+        for split, of in (("train", train), ("test", test))
+    }
     whole = mmd.imq_mmd2_to_normal(z)
     used = mmd.imq_mmd2_to_normal(z[:, active]) if active.any() else (0.0, 0.0)
     estimates = {
@@ -55,7 +58,7 @@ def evaluate(
         "error_sampled": evaluation.mean_estimate(test.squared_error_sampled),
         "error_train": evaluation.mean_estimate(train.squared_error_mean),
         "negative_elbo": evaluation.mean_estimate(test.negative_elbo),
-        "gamma_residual_train": residual,
+        **{f"gamma_residual_{split}": each for split, each in off.items()},
         "active_0.01": evaluation.active_units(test.mean),
         "active_0.1": evaluation.active_units(test.mean, 0.1),
         "mmd": whole,
@@ -78,7 +81,7 @@ def evaluate(
         row
         | about
         | {
-            "gamma_residual_relative": float(residual.value / gamma),
+            "gamma_residual_relative": float(off["train"].value / gamma),
             "kl": float(test.kl.sum()),
             "active_latents": np.flatnonzero(active).tolist(),
             "informative": int((test.variance < 0.5).sum()),

@@ -33,12 +33,16 @@ def main_table(rows: Sequence[Row]) -> Table:
         "residual/γ",
         "γ off by",
     ]
+    held_out = all("gamma_residual_test" in row for row in rows)  # rows of before 0.7 lack it
+    header += ["on test images"] if held_out else []
     body = []
     for rank in order.ranks_of(rows):
         for arm in order.arms_of(rows_with(rows, rank=rank)):
             seeds = rows_with(rows, rank=rank, arm=arm)
             factors = [np.mean(row["factor_r2"]) for row in seeds if row["factor_r2"]]
-            off = 100 * np.mean(column(seeds, "gamma_residual_relative"))
+            off = [np.mean(column(seeds, "gamma_residual_relative"))]
+            if held_out:
+                off.append(np.mean([row["gamma_residual_test"] / row["gamma"] for row in seeds]))
             body.append(
                 [
                     *(str(rank or "?"), order.shown(arm), scaled(column(seeds, "gamma"))),
@@ -52,7 +56,7 @@ def main_table(rows: Sequence[Row]) -> Table:
                     scaled(column(seeds, "mmd_active")),
                     with_spread(factors, 2) if factors else "",
                     with_spread(column(seeds, "residual_over_gamma"), 2),
-                    f"{off:+.1f} %".replace("-", "−"),
+                    *(f"{100 * share:+.1f} %".replace("-", "−") for share in off),
                 ]
             )
     return header, body
