@@ -130,6 +130,24 @@ def test_a_priors_speed_is_the_share_of_the_steps_to_the_crowded_ones_best():
         assert speed(source_of(own, seed=0)).verdict == "falls short"
 
 
+def test_a_second_stage_is_not_needed_where_samples_come_as_near_without():
+    """Nearer than the plain VAE's, and not told apart from VAE+'s or nearer still."""
+
+    def verdict(codes, images=30.0):
+        means = {"VAE": 20.0, "VAE+": 6.0, "VAE (balanced codes)": codes,
+                 "VAE (balanced images)": images}  # fmt: skip
+        rows = [
+            {"method": method, "seed": seed, "gen_fd": mean + 0.5 * (2 * seed - 1)}
+            for method, mean in means.items() for seed in (0, 1)
+        ]  # fmt: skip
+        return measured.without_second_stage(source_of(rows)).verdict
+
+    assert [verdict(codes) for codes in (3.0, 6.5, 9.0, 20.0)] == [
+        "holds", "holds", "falls short", "falls short",
+    ]  # fmt: skip
+    assert verdict(9.0, images=6.5) == "holds"  # the nearer of the two counts
+
+
 def test_rows_of_a_csv_are_numbers_and_truths(tmp_path):
     (tmp_path / "a.csv").write_text("n,x,so,name\n3,inf,True,2a\n")
     assert read(tmp_path / "a.csv") == [{"n": 3, "x": math.inf, "so": True, "name": "2a"}]
