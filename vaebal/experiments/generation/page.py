@@ -53,10 +53,9 @@ def _against(rows: Sequence[Row], other: str) -> str:
 def sentence(rows: Sequence[Row]) -> str:
     """What was seen, from the rows alone."""
     first, called = next(iter(measures(rows).items()))
-    digits = 2 if first.startswith("gen_ndb") else tables.decimals(rows, first)
 
     def score(method: str, name: str) -> str:
-        return tables.cell(rows_with(rows, method=method), name, digits)
+        return report.scaled(tables.known(rows_with(rows, method=method), name))
 
     first_two = ["VAE+", "VAE"]
     others = [name for name in distinct(rows, "method") if name not in ("AE", *first_two)]
