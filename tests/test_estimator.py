@@ -1,5 +1,6 @@
 """`fit` and `BalancedVAE`: scale, files, methods on one small fit, and what is refused."""
 
+import os
 import subprocess
 import sys
 
@@ -231,14 +232,18 @@ def test_one_scale_for_all_features():
     np.testing.assert_array_equal(scale.standardise(np.array([[5.0, -2.0]])), [[1.0, -1.0]])
 
 
+def few_steps(*sizes):
+    """A plan of the same kind that is done in a blink."""
+    few = {"width": 8, "blocks": 1, "steps": 40, "settle_steps": 40, "patience": 6}
+    return plan(*sizes)._replace(**few)
+
+
 @pytest.mark.slow
 @parametrize_with_checks([BalancedVAE(max_latents=2)])
 def test_scikit_learns_own_checks(estimator, check, monkeypatch):
-    """Of what an estimator takes, refuses and keeps, for which a tenth of the steps will do."""
-    monkeypatch.setattr(
-        "vaebal.estimator.balanced.plan",
-        lambda *sizes: plan(*sizes)._replace(steps=200, settle_steps=200, patience=30),
-    )
+    """Of what an estimator takes, refuses and keeps, for which a few steps will do."""
+    monkeypatch.setattr("vaebal.estimator.balanced.plan", few_steps)
+    monkeypatch.setattr("vaebal.estimator.train.CHUNKS", 4)
     check(estimator)
 
 
@@ -269,7 +274,7 @@ def test_a_fit_takes_the_memory_of_its_rows_once_more():
     program = (
         "import resource, sys; import numpy as np; import vaebal.estimator.balanced as b\n"
         "whole, b.JUDGED = b.plan, 10**9\n"
-        "few = {'steps': 1, 'settle_steps': 1, 'batch_size': 5000}\n"
+        "few = {'steps': 1, 'settle_steps': 1, 'batch_size': 5000, 'blocks': 1}\n"
         "b.plan = lambda *sizes: whole(*sizes)._replace(**few)\n"
         "rng, X = np.random.default_rng(0), np.empty((int(sys.argv[1]), 192), np.float32)\n"
         "for i in range(0, len(X), 500): X[i : i + 500] = rng.normal(size=(500, 192))\n"
@@ -277,8 +282,11 @@ def test_a_fit_takes_the_memory_of_its_rows_once_more():
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - X.nbytes)\n"
     )
     few, many = 10_000, 90_000
+    quick = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     started = [
-        subprocess.Popen([sys.executable, "-c", program, str(size)], stdout=subprocess.PIPE)
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(size)], env=quick, stdout=subprocess.PIPE
+        )
         for size in (few, many)
     ]
     beyond = [int(each.communicate()[0]) for each in started]
