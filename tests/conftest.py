@@ -31,6 +31,7 @@ for option, value in COMPILED.items():
     jax.config.update(option, value)
 # Tests compile far more than they compute. Half of the time to compile is for kernels that would
 # be faster; XLA ends a program whose flags it does not know, so only where these were tried.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # likewise
 jax.config.update("jax_disable_most_optimizations", True)
 QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 GIVEN = os.environ.get("XLA_FLAGS", "")
