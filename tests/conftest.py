@@ -13,6 +13,9 @@ from vaebal.errors import InputError
 from vaebal.models import mlp_vae
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Each worker has a core; threads that wait for each other on it take two thirds of its time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Shells start jobs in the background with Ctrl-C ignored, and what they start inherits that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -258,7 +258,7 @@ def test_the_adaptive_homotopy_ends_with_as_many_active_latents_as_dimensions(tm
     changes = {
         "data.ranks": (2,), "data.train_size": 8000, "data.test_size": 1000, "model.latents": 10,
         "model.width": 64, "train.seeds": (0,), "train.arms": ("adaptive", "learned 1e-1"),
-        "train.epochs": 60, "train.patience": 300, "train.epochs_per_chunk": 60,
+        "train.epochs": 45, "train.patience": 300, "train.epochs_per_chunk": 45,
     }  # fmt: skip
     config.update_from_flattened_dict(changes)
     adaptive, fast = gamma.run(config, str(tmp_path))
