@@ -13,6 +13,9 @@ from vaebal.errors import InputError
 from vaebal.models import mlp_vae
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Each worker has a core; threads that wait for each other on it take two thirds of its time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Shells start jobs in the background with Ctrl-C ignored, and what they start inherits that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -31,6 +34,7 @@ for option, value in COMPILED.items():
     jax.config.update(option, value)
 # Tests compile far more than they compute. Half of the time to compile is for kernels that would
 # be faster; XLA ends a program whose flags it does not know, so only where these were tried.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # likewise
 jax.config.update("jax_disable_most_optimizations", True)
 QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 GIVEN = os.environ.get("XLA_FLAGS", "")

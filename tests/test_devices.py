@@ -308,7 +308,7 @@ def pipeline(workdir: Path, *arguments, local_devices: int) -> subprocess.Popen:
             *(f"--config.{name}={value}" for name, value in fields.items()),
             *(f"--workdir={workdir}", *arguments),
         ],
-        env=environment(local_devices) | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        env=environment(local_devices),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 

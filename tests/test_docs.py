@@ -95,9 +95,10 @@ def test_a_program_runs_to_what_it_says_it_ends_with(page, tmp_path):
     file.write_text(program_of(page))
     # -O would leave the asserts out; so would a block that was not extracted.
     assert file.read_text().count("assert ") == program_of(page).count("assert ") > 0
+    own = {"PYTHONOPTIMIZE": "", "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
     done = subprocess.run(
         [sys.executable, "-W", "error", str(file)], cwd=tmp_path, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONOPTIMIZE": "", "XLA_FLAGS": ""},
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | own,
         timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -56,7 +56,6 @@ def executed(tmp_path_factory):
                 patch.setenv("IPYTHONDIR", str(where / "ipython"))
                 patch.delenv("MPLBACKEND", raising=False)  # the kernel's own: figures inline
                 patch.setenv("JUPYTER_PLATFORM_DIRS", "1")
-                patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")  # as in conftest.py
                 nbclient.NotebookClient(
                     notebook,
                     timeout=600,

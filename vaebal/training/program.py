@@ -153,32 +153,19 @@ class _Compiled:
     def _compile_init(self) -> None:
         whole = (self._objective, self._settings, self._rule)
         own = lambda tree: jax.tree.map(lambda leaf: leaf[: self._size], tree)  # noqa: E731
-        init = lambda members, given: own(_init(*whole, members, given))  # noqa: E731
+        start = lambda members, given: own(_init(*whole, members, given))  # noqa: E731
+        init = jax.jit(start, inline=True)  # traced once for its shapes and to be compiled
         shapes = jax.eval_shape(init, self._members, self._given)
         self.state_shapes = placed(shapes, self._mesh, self._split)
         self._shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state_shapes)
         self._init = _compiled(init, self._members, self._given, out_shardings=self._shardings)
 
-    def _stepped(self, member: Member, tallied: Tallied, batch: Any, given: Any) -> Tallied:
-        """A step, with its statistics added."""
-        batch = jax.lax.with_sharding_constraint(batch, self._by_example)
-        state, statistics = train_step(
-            self._objective, self._settings, self._rule, member, tallied[0], batch, given
-        )
-        return state, jax.tree.map(jnp.add, tallied[1], statistics)
-
-    def _no_statistics(
+    def _stepped(
         self, member: Member, state: State, batch: Any, given: Any
-    ) -> dict[str, Array]:
-        """The sums of the statistics over no step."""
-
-        def step(member, state, batch, given):
-            return train_step(
-                self._objective, self._settings, self._rule, member, state, batch, given
-            )[1]
-
-        shapes = jax.eval_shape(step, member, state, batch, given)
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    ) -> tuple[State, dict[str, Array]]:
+        """A step, and its statistics."""
+        batch = jax.lax.with_sharding_constraint(batch, self._by_example)
+        return train_step(self._objective, self._settings, self._rule, member, state, batch, given)
 
     def _told(
         self, member: Member, tallied: Tallied, steps: int, probe: Any, given: Any
@@ -203,6 +190,11 @@ class _Compiled:
     def init(self) -> State:
         """Every member's state at step 0, stacked [M, ...]."""
         return self._init(self._members, self._given)
+
+
+def _zeros(shapes: Any) -> Any:
+    """Sums of the statistics of these shapes, over no step."""
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 def _joined(rows: Any, own: Any) -> Any:
@@ -280,27 +272,42 @@ class Program(_Compiled):
         size, batch_size = _examples(rows, own), self._batch_size
         steps = steps_per_epoch(size, batch_size)
 
-        def one(member, state, given, own):
-            every = _joined(rows, own)
-            of = lambda indices: jax.tree.map(lambda leaf: leaf[indices], every)  # noqa: E731
-            probe = jax.tree.map(lambda leaf: leaf[:batch_size], every)
-            none = self._no_statistics(member, state, probe, given)
+        each = functools.partial(jax.vmap, spmd_axis_name="member")
 
-            def step(tallied, indices):
-                return self._stepped(member, tallied, of(indices), given), None
+        # Loops over the steps of all members, not each member's loop over steps, which JAX would
+        # trace until it knew which values in it differ between members. As a function of its own
+        # the step, whose statistics' shapes the loops begin with, is traced once for both.
+        @functools.partial(jax.jit, inline=True)
+        @each
+        def step(member, state, indices, given, own):
+            batch = jax.tree.map(lambda leaf: leaf[indices], _joined(rows, own))
+            return self._stepped(member, state, batch, given)
 
-            def epoch(_, tallied):
-                state, _ = tallied
-                order = epoch_order(member.seed, state.step // steps, size, batch_size)
-                return jax.lax.scan(step, (state, none), order)[0]
+        def order(member, done):
+            return epoch_order(member.seed, done // steps, size, batch_size)
 
-            tallied = jax.lax.fori_loop(0, epochs, epoch, (state, none))
-            return tallied[0], self._told(member, tallied, steps, probe, given)
+        def told(member, tallied, given, own):
+            probe = jax.tree.map(lambda leaf: leaf[:batch_size], _joined(rows, own))
+            return self._told(member, tallied, steps, probe, given)
 
         if self._uneven:  # else the state lies as it should, its larger leaves split perhaps
             state = _filled(state, self._mesh.shape["member"])
             state = jax.lax.with_sharding_constraint(state, self._by_member)
-        ended = jax.vmap(one, spmd_axis_name="member")(members, state, given, own)
+        indices = jax.ShapeDtypeStruct(
+            (len(members.seed), batch_size), np.int32, sharding=self._whole
+        )
+        none = _zeros(jax.eval_shape(step, members, state, indices, given, own)[1])
+
+        def taken(tallied, indices):
+            state, statistics = step(members, tallied[0], indices, given, own)
+            return (state, jax.tree.map(jnp.add, tallied[1], statistics)), None
+
+        def epoch(_, tallied):
+            orders = jax.vmap(order, out_axes=1)(members, tallied[0].step)
+            return jax.lax.scan(taken, (tallied[0], none), orders)[0]
+
+        tallied = jax.lax.fori_loop(0, epochs, epoch, (state, none))
+        ended = tallied[0], each(told)(members, tallied, given, own)
         return jax.tree.map(lambda leaf: leaf[: self._size], ended)
 
     def on(self, members: Member, rows: Any, *, given: Any = (), own: Any = ()) -> "Program":
@@ -373,16 +380,12 @@ class Streamed(_Compiled):
         self._chunk_steps = int(np.clip(CHUNK_BYTES // batch_bytes, 1, self._steps))
         self._by_example_of_chunk = NamedSharding(self._mesh, PartitionSpec(None, None, "data"))
 
-        def begin(members, state, probe, given):
-            start = jax.vmap(self._no_statistics, in_axes=(0, 0, None, 0))
-            return start(members, state, probe, given)
-
         start = time.perf_counter()
         self._compile_init()
         whole = self._whole
-        shapes = jax.eval_shape(begin, self._members, self.state_shapes, self._probe, self._given)
-        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-        sums = self._no_sums = place(zeros, whole)
+        step = jax.vmap(self._stepped, in_axes=(0, 0, None, 0))
+        shapes = jax.eval_shape(step, self._members, self.state_shapes, self._probe, self._given)
+        sums = self._no_sums = place(_zeros(shapes[1]), whole)
         chunk = jax.ShapeDtypeStruct(
             (shape[0], self._chunk_steps, *shape[1:]), rows.dtype,
             sharding=self._by_example_of_chunk,
@@ -405,7 +408,8 @@ class Streamed(_Compiled):
                 state, sums = tallied
                 starts = state.step % self._steps == 0
                 sums = jax.tree.map(lambda total: jnp.where(starts, 0.0, total), sums)
-                return self._stepped(member, (state, sums), chunk[t], given)
+                state, statistics = self._stepped(member, state, chunk[t], given)
+                return state, jax.tree.map(jnp.add, sums, statistics)
 
             return jax.lax.fori_loop(0, count, step, (state, sums))
 
