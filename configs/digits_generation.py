@@ -35,7 +35,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant == "quick":
         config.name = "digits_generation_quick"
         config.ae.epochs = 150
-        config.vae.epochs = config.wae.epochs = 200
+        config.vae.epochs = config.wae.epochs = 760  # as many steps as the balanced ones take
         config.balanced.epochs, config.balanced.settled_epochs = 400, 200
         config.balanced.patience = 200
         config.balanced.fastest = 5e-3
