@@ -242,6 +242,11 @@ OURS = [
         *("arena_wide", measured.arena),
         command="arena:wide",
     ),
+    Claim(
+        "the same with noise, and with 500 and 2,000 examples",
+        *("arena_hard", measured.arena),
+        command="arena:hard",
+    ),
     *(
         Claim(
             f"Published counter-claims, learned variances keep more than r: not under the adaptive "
