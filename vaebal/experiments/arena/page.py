@@ -249,14 +249,16 @@ def write(
       settings: what it chose.
       stopped: a sentence on the runs that stopped, or "".
     """
-    trained = [row for row in rows if row["steps"]]
+    trained, shown = [row for row in rows if row["steps"]], known(rows)
+    ranks = ", ".join(map(str, sorted(set(column(shown, "rank")))))
     how = report.protocol(
         "arena", config, sets=len(set(map(source, rows))),
+        manifolds=f"{', '.join(distinct(shown, 'kind'))} manifolds, r = {ranks}",
         relevant=methods.RELEVANT, singular=methods.SINGULAR,
         explained=methods.EXPLAINED, active=methods.ACTIVE,
     )  # fmt: skip
     sections = []
-    if known(rows):
+    if shown:
         figure = Figure("arena", "how often each method's count is r", lambda: draw(rows))
         took = [report.training_took(trained)] if trained else []
         sections.append(
