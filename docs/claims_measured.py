@@ -444,7 +444,7 @@ def verdicts(source: Source) -> Found:
 
 def arena(source: Source) -> Found:
     """Ours on all data sets, and on those that rivals have too beside the best of them."""
-    known = source.only(group="known")
+    known = arena_page.known(source.rows)
     ours = arena_page.of_method(known, arena_page.OURS)
     rivals = {
         name: arena_page.of_method(known, name)
