@@ -15,7 +15,7 @@ from vaebal.experiments.generation import run as generation
 from vaebal.experiments.generation import scores as generation_scores
 from vaebal.experiments.generation import stages as generation_stages
 from vaebal.experiments.generation import tables
-from vaebal.experiments.generation.pipeline import Stage
+from vaebal.experiments.generation.pipeline import Stage, method
 from vaebal.generation import classifier, stages
 from vaebal.measures import inception, inception_weights
 from vaebal.measures.frechet import frechet_distance
@@ -180,16 +180,23 @@ def test_a_stage_s_name_says_what_it_trains_on_what(stage, kind, space, network,
     assert got.before == (None if before is None else Stage(before, 3))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("space", ["balanced codes", "balanced images"])
-def test_a_balanced_vae_goes_on_at_the_number_of_latents_it_opened(space, tmp_path):
-    """From its weights, and the others tell of nothing: neither samples nor the second stage."""
-    config = tiny()
-    config.vae.spaces = (space,)
-    session = session_of(config, tmp_path)
-    with Progress(len(session.groups), tmp_path / "tensorboard") as progress:
+@pytest.fixture(scope="module")
+def balanced(tmp_path_factory):
+    """A session whose tiny balanced pipeline is trained, and its networks."""
+    config, path = tiny(), tmp_path_factory.mktemp("balanced")
+    config.vae.spaces = ("balanced codes", "balanced images")
+    session = session_of(config, path)
+    with Progress(len(session.groups), path / "tensorboard") as progress:
         for name, group in session.groups.items():
             generation_stages.make(session, name, group, progress)
+    return session, generation_stages.networks(session, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("space", ["balanced codes", "balanced images"])
+def test_a_balanced_vae_goes_on_at_the_number_of_latents_it_opened(balanced, space):
+    """From its weights, and the others tell of nothing: neither samples nor the second stage."""
+    session, nets = balanced
     opening, settled = (
         Stage(f"{kind}_{space.replace(' ', '_')}", 0) for kind in ("opening", "vae")
     )
@@ -203,7 +210,6 @@ def test_a_balanced_vae_goes_on_at_the_number_of_latents_it_opened(space, tmp_pa
     ):
         np.testing.assert_array_equal(ours[0], theirs)
     np.testing.assert_allclose(start.homotopy.log_gamma[0], ended["log_gamma"], rtol=1e-6)
-    nets = generation_stages.networks(session, 0)
     vae = generation_scores.first_vae(session, nets, space)
     x = jnp.asarray(session.images.test[:5])
     mean, log_var = vae.encode(x)
@@ -214,8 +220,9 @@ def test_a_balanced_vae_goes_on_at_the_number_of_latents_it_opened(space, tmp_pa
     np.testing.assert_allclose(vae.decode(z), vae.decode(jnp.where(closed, -z, z)), atol=1e-6)
     assert np.abs(vae.decode(z) - vae.decode(-z)).max() > 1e-4
     images, latents = generation_scores.reconstruct(session, nets, x, jnp.zeros((2, 5, 4)))
-    np.testing.assert_allclose(images["VAE"], vae.decode(mean), atol=1e-6)
-    np.testing.assert_array_equal(latents["VAE"], mean)
+    name = method("VAE", space, session.config)
+    np.testing.assert_allclose(images[name], vae.decode(mean), atol=1e-6)
+    np.testing.assert_array_equal(latents[name], mean)
 
 
 def test_the_second_stage_models_the_latents_that_tell_of_x():
