@@ -195,14 +195,15 @@ class Session:
 
         return jax.lax.map(one, rows, batch_size=self.config.eval.block)
 
-    def _jitted(self, function: Callable, *arguments: Any) -> Any:
+    def jitted(self, function: Callable, *arguments: Any) -> Any:
+        """`function` of the arguments in one compiled call, its results on every device."""
         return jax.jit(function, out_shardings=self._everywhere)(*arguments)
 
     def codes(self, seed: int) -> Array:
         """The standardised codes of all training images, [N, C]."""
         if seed not in self._codes:
             encode = functools.partial(self.posterior_of_images, "ae")
-            raw = self._jitted(encode, self.params(Stage("ae", seed)), self.train)[0]
+            raw = self.jitted(encode, self.params(Stage("ae", seed)), self.train)[0]
             self._codes[seed] = self.scale(seed).standardise(raw)
         return self._codes[seed]
 
@@ -210,9 +211,9 @@ class Session:
         """A first VAE's posterior mean and log variance of all training images, [N, K] each."""
         if stage.reads == ("images",):
             encode = functools.partial(self.posterior_of_images, stage.network)
-            return self._jitted(encode, self.params(stage), self.train)
+            return self.jitted(encode, self.params(stage), self.train)
         encode = functools.partial(stages.encode, self.models[stage.network])
-        return self._jitted(encode, self.params(stage), self.codes(stage.seed))
+        return self.jitted(encode, self.params(stage), self.codes(stage.seed))
 
     def own(self, stage: Stage) -> dict[str, Array]:
         """What a stage's batches are taken from, of its seed's own; () if it has none."""
@@ -433,5 +434,5 @@ def networks(session: Session, seed: int) -> dict[str, Any]:
     for stage in made:
         if stage.kind == "vae":
             name = stage.stage.replace("vae", "mask", 1)
-            found[name] = session._jitted(taking_part, session.posterior(stage)[0])
+            found[name] = session.jitted(taking_part, session.posterior(stage)[0])
     return found | {"scale": session.scale(seed)}
