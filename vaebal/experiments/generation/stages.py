@@ -21,7 +21,7 @@ from vaebal.data import ImageSet, mean_image, steps_per_epoch
 from vaebal.experiments.cells import Cells, Schedule, parameters, train, worth_stacking
 from vaebal.experiments.gamma.evaluate import largest_variance
 from vaebal.experiments.generation.pipeline import Stage, pipeline
-from vaebal.generation import classifier, stages
+from vaebal.generation import classifier, priors, stages
 from vaebal.homotopy.rules import RELEASED_RATE
 from vaebal.models import GaussianVAE, conv_vae, init_params, latent_noise, mlp_vae
 from vaebal.models.nets import ACTIVATIONS
@@ -342,8 +342,8 @@ def settles(stage: Stage) -> bool:
 
 def taking_part(mean: Array) -> Array:
     """Which latents tell of x by their posterior means [N, K], [K] of 1 and 0; all if none does."""
-    active = mean.var(0) > ACTIVE
-    return jnp.where(active.any(), active, True).astype(mean.dtype)
+    mask = priors.latents_of(mean, jnp.zeros_like(mean), ACTIVE).mask
+    return jnp.where(mask.any(), mask, 1.0)
 
 
 def _read(session: Session, stage: Stage, batch: Any) -> Array:
