@@ -1,6 +1,7 @@
 """From balance to samples on MNIST.
 
 Command: python main.py --config=configs/mnist_generation.py         (an accelerator)
+         python main.py --config=configs/mnist_generation.py --config.data.name=fashion_mnist
          python main.py --config=configs/mnist_generation.py:quick   (two CPU cores)
          python main.py --config=configs/mnist_generation.py:codes   (VAEs on codes, as long each)
 Cost: quick and codes, three pipelines each, half an hour on two CPU cores.
@@ -17,10 +18,15 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = fields.defaults("mnist_generation")
     config.data.name = "mnist"
     config.ae.codes = 32
-    config.vae.epochs = config.wae.epochs = 200
-    config.vae_plus.epochs = 400
-    config.vae_plus.width = 512
+    config.ae.epochs = 60
+    config.vae.spaces = ("pixels", "codes", "images", "balanced codes", "balanced images")
+    # As many steps as the balanced ones take, of larger batches.
+    config.vae.epochs = config.wae.epochs = 115
     config.balanced.epochs, config.balanced.settled_epochs = 30, 15
+    config.balanced.patience = 500
+    config.vae_plus.epochs = config.flow.epochs = 64
+    config.vae_plus.width = config.flow.width = 512
+    config.train.epochs_per_checkpoint = 50
     config.eval.block = 1000
     if variant:
         config.name = f"mnist_generation_{variant}"
@@ -29,9 +35,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.classifier.epochs = 3
         config.vae.epochs = config.wae.epochs = 8
         config.balanced.epochs, config.balanced.settled_epochs = 20, 10
-        config.balanced.patience = 500
-        config.vae_plus.epochs = 15
-        config.vae_plus.width = 256
+        config.vae.spaces = ("pixels", "codes", "balanced codes", "balanced images")
+        config.vae_plus.epochs, config.flow.epochs = 15, 0
+        config.vae_plus.width = config.flow.width = 256
     if variant == "codes":
         config.vae.spaces = ("codes", "balanced codes")
         config.vae.epochs = 77  # as many steps as the balanced ones take, of larger batches

@@ -227,8 +227,13 @@ def test_a_balanced_vae_goes_on_at_the_number_of_latents_it_opened(balanced, spa
 
 def test_the_second_stage_models_the_latents_that_tell_of_x():
     mean = jnp.asarray(np.random.default_rng(0).normal(size=(500, 3)) * [1.0, 0.05, 0.2])
-    np.testing.assert_array_equal(generation_stages.taking_part(mean), [1, 0, 1])
-    np.testing.assert_array_equal(generation_stages.taking_part(0 * mean), [1, 1, 1])
+    log_var = jnp.full_like(mean, jnp.log(0.25))
+    some = generation_stages.taking_part(mean, log_var)
+    np.testing.assert_array_equal(some.mask, [1, 0, 1])
+    np.testing.assert_allclose(some.scale[0] ** 2, mean[:, 0].var() + 0.25, rtol=1e-5)
+    none = generation_stages.taking_part(0 * mean, log_var)
+    np.testing.assert_array_equal(none.mask, [1, 1, 1])
+    np.testing.assert_allclose(none.scale, 0.5, rtol=1e-6)
 
 
 @pytest.mark.slow

@@ -116,6 +116,18 @@ def heun(velocity: Callable[[Array, Array], Array], z: Array, steps: int = STEPS
     return jax.lax.fori_loop(0, steps, step, z)
 
 
+def transported(
+    model: Velocity, params: Any, z: Array, mask: Array, *, back: bool = False, steps: int = STEPS
+) -> Array:
+    """Where the velocity leads from noise z [B, K], or `back` from latents to noise."""
+
+    def velocity(z, t):
+        t, sign = (1 - t, -1.0) if back else (t, 1.0)
+        return sign * model.apply({"params": params}, z, jnp.full(len(z), t)) * mask[None]
+
+    return heun(velocity, z * mask[None], steps)
+
+
 def flow_matching(latents: int, width: int, blocks: int, steps: int = STEPS) -> SecondStage:
     """The velocity of straight lines from noise to latents (Lipman et al.; Liu et al., 2023).
 
@@ -136,10 +148,7 @@ def flow_matching(latents: int, width: int, blocks: int, steps: int = STEPS) -> 
         return square.sum() / (len(z) * jnp.maximum(mask.sum(), 1)), {}
 
     def sample(params: Any, mask: Array, key: Array, count: int) -> Array:
-        def velocity(z, t):
-            return model.apply({"params": params}, z, jnp.full(count, t)) * mask[None]
-
-        return heun(velocity, latent_noise(key, count, latents) * mask[None], steps)
+        return transported(model, params, latent_noise(key, count, latents), mask, steps=steps)
 
     return SecondStage(init, loss, sample, has_gamma=False)
 

@@ -40,7 +40,10 @@ def draw_interpolations(pictures: Pictures, images: ImageSet) -> plt.Figure:
         ("", np.concatenate([start[None], path, end[None]]))
         for start, path, end in zip(ends[::2], paths, ends[1::2], strict=True)
     ]
-    title = "first and last: test images; between: VAE+, great circles in its latents"
+    title = (
+        "first and last: test images; between: VAE+, great circles in its latents "
+        "(the first VAE's where it has collapsed)"
+    )
     return report.image_grid(rows, images.image_shape, title)
 
 

@@ -109,6 +109,8 @@ def protocol(config: Any, rows: Sequence[Row], images: ImageSet) -> dict[str, st
     said += ["extrapolated"] if names else []
     cautions = [f"Caution: {text}." for text in sorted(warned - {""})]
     scores = [*(how[name] for name in said), *cautions, how["ndb"], how["networks"]]
+    if config.flow.epochs:
+        scores.append(how["flow"])
     if any(space.startswith("balanced") for space in config.vae.spaces):
         scores.append(how["balanced"])
     return {"scores": " ".join(scores), "stages": how["stages"]}

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 SPACES = ("pixels", "codes", "images", "balanced codes", "balanced images")
 # A stage is one of these, and behind it the space of the first VAE on its way, if there is one.
 # "opening": a balanced VAE while its latents are opened one by one; "vae" goes on from there.
-KINDS = ("ae", "opening", "vae_plus", "vae", "wae", "classifier")
+KINDS = ("ae", "opening", "vae_plus", "vae", "flow", "wae", "classifier")
+SECOND = ("vae_plus", "flow")  # those on the latents of a first VAE
+FLOW = "Flow matching"  # what the tables call it
 
 
 class Stage(NamedTuple):
@@ -53,7 +55,7 @@ class Stage(NamedTuple):
     @property
     def before(self) -> "Stage | None":
         """The stage whose outputs, or weights, this one is trained on."""
-        if self.kind == "vae_plus":
+        if self.kind in SECOND:
             return stage_of("vae", self.space, self.seed)
         if self.kind == "vae" and self.balanced:
             return stage_of("opening", self.space, self.seed)
@@ -63,7 +65,7 @@ class Stage(NamedTuple):
     @property
     def reads(self) -> tuple[str, ...]:
         """What its batches hold: "images", "codes" or both, or "latents"."""
-        if self.kind == "vae_plus":
+        if self.kind in SECOND:
             return ("latents",)
         if self.before is None or self.space.endswith("images"):
             return ("images",)
@@ -85,17 +87,23 @@ def pipeline(config: Any) -> list[str]:
     names = ["ae"]
     for space in config.vae.spaces:
         kinds = (*(("opening",) if space.startswith("balanced") else ()), "vae", "vae_plus")
+        kinds += ("flow",) if config.flow.epochs else ()
         names += [stage_of(kind, space, 0).stage for kind in kinds]
     return [*names, "wae"]
 
 
 def method(kind: str, space: str, config: Any) -> str:
-    """The name in the tables of "VAE" or "VAE+"; the first space listed is the plain one."""
+    """The name in the tables of one of `kinds`; the first space listed is the plain one."""
     return kind if space == config.vae.spaces[0] else f"{kind} ({space})"
+
+
+def kinds(config: Any) -> tuple[str, ...]:
+    """What samples of a first VAE come by: its prior, or a second stage."""
+    return ("VAE", "VAE+", *((FLOW,) if config.flow.epochs else ()))
 
 
 def methods(config: Any) -> list[str]:
     """The names of all methods with a model, in the tables' order."""
     spaces = config.vae.spaces
-    small = [method(kind, space, config) for space in spaces for kind in ("VAE", "VAE+")]
+    small = [method(kind, space, config) for space in spaces for kind in kinds(config)]
     return ["AE", *small, "WAE-MMD"]

@@ -51,13 +51,15 @@ def check(config: Any) -> None:
         *("data.train_size", "data.test_size"),
         *(f"{name}.{field}" for name in sections for field in ("width", "blocks", "epochs")),
         *("classifier.features", "classifier.width", "classifier.epochs"),
+        *("flow.width", "flow.blocks"),
         *("balanced.epochs", "balanced.settled_epochs", "balanced.batch_size"),
     )
+    checks.positive_integers(config, "flow.epochs", zero=True)
     for section in sections:
         layers = config[section].layers
         if not isinstance(layers, int) or layers < 2:
             raise InputError(f"{section}.layers={layers!r} must be an integer of at least 2.")
-    for section in (*sections, "classifier", "balanced"):
+    for section in (*sections, "classifier", "balanced", "flow"):
         checks.positive_numbers(config, f"{section}.learning_rate", f"{section}.clip_norm")
     for section in ("vae", "vae_plus"):
         checks.positive_numbers(config, f"{section}.gamma", f"{section}.gamma_rate")

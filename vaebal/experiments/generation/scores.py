@@ -17,9 +17,9 @@ from sklearn.metrics import pairwise_distances_argmin
 
 from vaebal.data import ImageSet, some_indices
 from vaebal.errors import InputError
-from vaebal.experiments.generation.pipeline import method, methods, stage_of
-from vaebal.experiments.generation.stages import Session, networks
-from vaebal.generation import classifier, stages
+from vaebal.experiments.generation.pipeline import FLOW, kinds, method, methods, stage_of
+from vaebal.experiments.generation.stages import ACTIVE, Session, networks
+from vaebal.generation import classifier, priors, stages
 from vaebal.measures import evaluation, inception, inception_weights, mmd
 from vaebal.measures.frechet import frechet_estimate
 from vaebal.measures.ndb import Bins, ndb_bins, ndb_compare
@@ -100,8 +100,8 @@ def reconstruct(
     z, codes_hat = stages.mean_path(models["wae"], nets["wae"], codes)
     images["WAE-MMD"], latents["WAE-MMD"] = pixels(codes_hat), z
     for space in config.vae.spaces:
-        vae, plus, mask = first_vae(session, nets, space), *second_vae(nets, space)
-        mean, log_var = vae.encode(x)
+        vae, (plus, told) = first_vae(session, nets, space), second_vae(nets, space)
+        mask, (mean, log_var) = told.mask[None], vae.encode(x)
         _, z_hat = stages.mean_path(models["vae_plus"], plus, mean * mask)
         z = mean + jnp.exp(0.5 * log_var) * eps[0]
         u, log_var_u = stages.encode(models["vae_plus"], plus, z * mask)
@@ -111,45 +111,63 @@ def reconstruct(
         ):
             name = method(kind, space, config)
             images[name], latents[name] = vae.decode(through), drawn
+        if config.flow.epochs:  # it leads back whence it came: what is reconstructed is the VAE's
+            noise = transport(session, nets, space, told.standardise(z), back=True)
+            latents[method(FLOW, space, config)] = jnp.where(mask > 0, noise, z)
     return images, latents
 
 
-def second_vae(nets: dict[str, Any], space: str) -> tuple[Any, Array]:
-    """The parameters of the VAE on a first one's latents, and which it models, [1, K]."""
-    name = stage_of("vae_plus", space, 0).stage
-    return nets[name], nets[name.replace("vae_plus", "mask")][None]
+def second_vae(nets: dict[str, Any], space: str) -> tuple[Any, priors.Latents]:
+    """The parameters of the VAE on a first one's latents, and which of these it models."""
+    return tuple(nets[stage_of(kind, space, 0).stage] for kind in ("vae_plus", "latents"))
+
+
+def transport(
+    session: Session, nets: dict[str, Any], space: str, z: Array, *, back: bool = False
+) -> Array:
+    """Noise z [B, K] to a first VAE's latents, standardised, by flow matching; or `back`."""
+    params, mask = (nets[stage_of(kind, space, 0).stage] for kind in ("flow", "latents"))
+    return priors.transported(session.models["flow"], params, z, mask.mask, back=back)
 
 
 def generate(session: Session, nets: dict[str, Any], u: Array, eps: Array) -> dict[str, Array]:
     """Samples x [B, D] of every method from the same u [B, K] ~ N(0, I).
 
     VAE and WAE-MMD decode u itself, VAE+ what its second stage makes of it, decoder noise
-    sqrt(gamma) eps [B, K] included; latents that this one leaves out are eps. No noise is added
-    to codes or pixels.
+    sqrt(gamma) eps [B, K] included, and flow matching where it leads; latents that these leave
+    out are eps. No noise is added to codes or pixels.
     """
     models, config = session.models, session.config
     pixels = stages.frozen_decoder(models["ae"], nets["ae"], nets["scale"])
     images = {"WAE-MMD": pixels(stages.decode(models["wae"], nets["wae"], u))}
     for space in config.vae.spaces:
-        vae, plus, mask = first_vae(session, nets, space), *second_vae(nets, space)
+        vae, (plus, told) = first_vae(session, nets, space), second_vae(nets, space)
         z = stages.sample_observed(models["vae_plus"], plus, u, eps)
         images[method("VAE", space, config)] = vae.decode(u)
-        images[method("VAE+", space, config)] = vae.decode(jnp.where(mask > 0, z, eps))
+        z = jnp.where(told.mask[None] > 0, z, eps)
+        images[method("VAE+", space, config)] = vae.decode(z)
+        if config.flow.epochs:
+            z = told.restore(transport(session, nets, space, u), eps)
+            images[method(FLOW, space, config)] = vae.decode(z)
     return images
 
 
 def interpolate(session: Session, nets: dict[str, Any], x: Array) -> Array:
     """x [2 P, D] in pairs -> P rows of POINTS images [P, POINTS, D], through the second stage.
 
-    Great circles between the posterior means u of each pair, decoded without noise.
+    Great circles between the posterior means u of each pair, decoded without noise; between those
+    of the first VAE where the second one has collapsed, as all u are the same there.
     """
     model, space = session.models["vae_plus"], session.config.vae.spaces[0]
-    vae, plus, mask = first_vae(session, nets, space), *second_vae(nets, space)
-    u = stages.encode(model, plus, vae.encode(x)[0] * mask)[0]
-    path = stages.great_circle(u[::2], u[1::2], POINTS)  # [POINTS, P, K]
-    z = stages.decode(model, plus, path.reshape(-1, path.shape[-1])) * mask
-    images = vae.decode(z)
-    return images.reshape(*path.shape[:2], -1).swapaxes(0, 1)
+    vae, (plus, told) = first_vae(session, nets, space), second_vae(nets, space)
+    mean, mask = vae.encode(x)[0], told.mask[None]
+    u = stages.encode(model, plus, mean * mask)[0]
+    collapsed = u.var(0).max() < ACTIVE
+    ends = jnp.where(collapsed, mean, u)
+    path = stages.great_circle(ends[::2], ends[1::2], POINTS)  # [POINTS, P, K]
+    flat = path.reshape(-1, path.shape[-1])
+    z = jnp.where(collapsed, flat, stages.decode(model, plus, flat) * mask)
+    return vae.decode(z).reshape(*path.shape[:2], -1).swapaxes(0, 1)
 
 
 def _some(rows: np.ndarray, count: int, name: str) -> np.ndarray:
@@ -373,8 +391,10 @@ def _pipeline_rows(
     )
     rows, used = [], {"AE": latents, "WAE-MMD": latents}
     for space in config.vae.spaces:
-        count = int(second_vae(nets, space)[1].sum())
-        used |= {method(kind, space, config): count for kind in ("VAE", "VAE+")}
+        count = int(second_vae(nets, space)[1].mask.sum())
+        used |= {method(kind, space, config): count for kind in kinds(config)}
+        for found in (recs, errors) if config.flow.epochs else ():
+            found[method(FLOW, space, config)] = found[method("VAE", space, config)]
     for name in methods(config):
         error = evaluation.mean_estimate(errors[name])
         row = {"method": name, "seed": seed, "latents": used[name], **scorer.about()}
@@ -387,7 +407,8 @@ def _pipeline_rows(
     many = config.eval.pictures
     pictures = {"images": scorer.test[:many]}
     for kind, sets in (("rec", recs), ("gen", gens)):
-        pictures |= {f"{kind} {n}": sets[n][:many] for n in methods(config) if n in sets}
+        named = [name for name in methods(config) if name in sets]
+        pictures |= {f"{kind} {n}": sets[n][:many] for n in named if sets is gens or FLOW not in n}
     pixels = scorer.reference.astype(np.float32)
     for name in ("VAE", "VAE+"):
         nearest = pairwise_distances_argmin(gens[name][:many].astype(np.float32), pixels)

@@ -1,7 +1,8 @@
 """The stages of the generation experiment: what each is trained on, and how.
 
 A seed is a whole pipeline: "ae"; for every space in which the first VAE's error is measured
-"vae_SPACE" and "vae_plus_SPACE"; "wae". Seeds of a small stage train together.
+"vae_SPACE", "vae_plus_SPACE" and, where asked for, "flow_SPACE"; "wae". Seeds of a small stage
+train together.
 """
 
 import functools
@@ -20,7 +21,7 @@ from vaebal import homotopy
 from vaebal.data import ImageSet, mean_image, steps_per_epoch
 from vaebal.experiments.cells import Cells, Schedule, parameters, train, worth_stacking
 from vaebal.experiments.gamma.evaluate import largest_variance
-from vaebal.experiments.generation.pipeline import Stage, pipeline
+from vaebal.experiments.generation.pipeline import SECOND, Stage, pipeline
 from vaebal.generation import classifier, priors, stages
 from vaebal.homotopy.rules import RELEASED_RATE
 from vaebal.models import GaussianVAE, conv_vae, init_params, latent_noise, mlp_vae
@@ -74,6 +75,7 @@ def build_models(
             **shared, **(BALANCED if network == "vae_balanced" else {}),
         )  # fmt: skip
         models[network] = model.clone(linear_variance=network == "vae_balanced")
+    models["flow"] = priors.Velocity(settings.codes, config.flow.width, config.flow.blocks)
     if targets is not None:
         models["classifier"] = classifier.build(
             image_shape, targets.outputs, features=config.classifier.features,
@@ -119,7 +121,7 @@ class Session:
         groups: dict[str, list[Stage]] = {}
         seeds = self.config.train.seeds
         for name in pipeline(self.config):
-            stacked = worth_stacking(parameters(self.models[Stage(name, 0).network]))
+            stacked = worth_stacking(self._parameters(Stage(name, 0)))
             for group in [list(seeds)] if stacked else [[seed] for seed in seeds]:
                 called = f"{name}_seed{'-'.join(map(str, group))}"
                 groups[called] = [Stage(name, seed) for seed in group]
@@ -127,6 +129,14 @@ class Session:
             one = Stage("classifier", CLASSIFIER_SEED)
             groups[one.name] = [one]
         return groups
+
+    def _parameters(self, stage: Stage) -> int:
+        if stage.kind != "flow":
+            return parameters(self.models[stage.network])
+        shapes = jax.eval_shape(
+            second_flow(self).init, jax.random.key(0), np.ones(self.config.ae.codes)
+        )
+        return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
     @property
     def path(self) -> Path:
@@ -231,10 +241,11 @@ class Session:
         """What does not change while a stage is trained, and the variance that its gamma is a
         share of where it starts.
         """
-        if stage.kind == "vae_plus":
-            mask = taking_part(own["mean"])
-            spread = own["mean"].var(0) + jnp.exp(own["log_var"]).mean(0)
-            return {"mean": own["mean"].mean(0) * mask, "mask": mask}, spread @ mask / mask.sum()
+        if stage.kind in SECOND:
+            latents = taking_part(own["mean"], own["log_var"])
+            mean, mask = latents.centre * latents.mask, latents.mask
+            spread = jnp.square(latents.scale) @ mask / mask.sum()
+            return {"mean": mean, "latents": latents}, spread
         mean = jnp.zeros(self.config.ae.codes) if "codes" in stage.reads else self.mean
         if stage.alone:
             target = own["codes"].var() if own else self.variance
@@ -257,7 +268,7 @@ class Session:
         return Objective(
             functools.partial(_init, self, stage.stage),
             functools.partial(_loss, self, stage.stage),
-            self.config.ae.codes if stage.kind == "vae_plus" else self.images.dim,
+            self.config.ae.codes if stage.kind in SECOND else self.images.dim,
         )
 
     def schedule(self, stage: Stage) -> Schedule:
@@ -340,10 +351,15 @@ def settles(stage: Stage) -> bool:
     return stage.balanced and stage.kind == "vae"
 
 
-def taking_part(mean: Array) -> Array:
-    """Which latents tell of x by their posterior means [N, K], [K] of 1 and 0; all if none does."""
-    mask = priors.latents_of(mean, jnp.zeros_like(mean), ACTIVE).mask
-    return jnp.where(mask.any(), mask, 1.0)
+def taking_part(mean: Array, log_var: Array) -> priors.Latents:
+    """Which latents tell of x by their posteriors [N, K]; all if none does."""
+    deviation = jnp.exp(0.5 * log_var)
+    some = priors.latents_of(mean, deviation, ACTIVE)
+    every = some._replace(
+        mask=jnp.ones_like(some.mask),
+        scale=jnp.sqrt(mean.var(0) + jnp.square(deviation).mean(0)),
+    )
+    return jax.tree.map(lambda a, b: jnp.where(some.mask.any(), a, b), some, every)
 
 
 def _read(session: Session, stage: Stage, batch: Any) -> Array:
@@ -355,6 +371,8 @@ def _read(session: Session, stage: Stage, batch: Any) -> Array:
 def _init(session: Session, name: str, member: Member, given: Any) -> dict[str, Any]:
     stage, key = Stage(name, 0), stream(member.seed, f"{name}/init")
     model = session.models[stage.network]
+    if stage.kind == "flow":
+        return second_flow(session).init(key, jnp.ones(model.latents))
     if name == "classifier":
         params = model.init(key, given["mean"][None])["params"]
         if "centre" in params["body"]:
@@ -362,6 +380,12 @@ def _init(session: Session, name: str, member: Member, given: Any) -> dict[str, 
         return params
     params = init_params(model, key, given["mean"])
     return {leaf: value for leaf, value in params.items() if leaf != "log_gamma"}
+
+
+def second_flow(session: Session) -> priors.SecondStage:
+    """Flow matching over the latents of a first VAE."""
+    model = session.models["flow"]
+    return priors.flow_matching(model.latents, model.width, model.blocks)
 
 
 def _loss(session: Session, name: str, params: Any, batch: Any, at: At) -> tuple[Array, Told]:
@@ -374,10 +398,13 @@ def _stage_loss(
     session: Session, stage: Stage, params: Any, batch: Any, key: Array, given: Any
 ) -> stages.Loss:
     model, models = session.models[stage.network], session.models
-    if stage.kind == "vae_plus":
+    if stage.kind in SECOND:
         to_z, to_eps = jax.random.split(key)
-        mask = given["mask"]
-        z = stages.draw_latents(batch["mean"], batch["log_var"], to_z) * mask[None]
+        z, mask = stages.draw_latents(batch["mean"], batch["log_var"], to_z), given["latents"].mask
+        if stage.kind == "flow":
+            z = given["latents"].standardise(z)
+            return second_flow(session).loss(params, z, mask, to_eps)
+        z *= mask[None]
         eps = latent_noise(to_eps, *z.shape)
         return stages.vae_loss(model, params, z, eps, target=z, mask=mask)
     x = session.images.decode(batch["images"])
@@ -426,13 +453,13 @@ def _evaluate(
 
 
 def networks(session: Session, seed: int) -> dict[str, Any]:
-    """The finished parameters of a pipeline by stage name, "scale", and by "mask_SPACE" which of a
-    first VAE's latents its second stage models.
+    """The finished parameters of a pipeline by stage name, "scale", and by "latents_SPACE" which of
+    a first VAE's latents its second stages model, and what standardises them.
     """
     made = [Stage(name, seed) for name in pipeline(session.config)]
     found = {stage.stage: session.params(stage) for stage in made if stage.kind != "opening"}
     for stage in made:
         if stage.kind == "vae":
-            name = stage.stage.replace("vae", "mask", 1)
-            found[name] = session.jitted(taking_part, session.posterior(stage)[0])
+            name = stage.stage.replace("vae", "latents", 1)
+            found[name] = session.jitted(taking_part, *session.posterior(stage))
     return found | {"scale": session.scale(seed)}
