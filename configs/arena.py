@@ -5,7 +5,7 @@ Cost: 28 runs to tune and 264 to show, of 20,000 steps of a small MLP: under two
 cores.
 
 python main.py --config=configs/arena.py:hard    noise, few examples, sphere, union: half an hour
-python main.py --config=configs/arena.py:wide    layers of 256, three sets each for rivals (a GPU)
+python main.py --config=configs/arena.py:wide    scenes alone, layers of 256: an hour and a half
 python main.py --config=configs/arena.py:quick   r = 2 and 4, short: ten minutes
 """
 
@@ -37,8 +37,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.data.unions = True
     if variant == "wide":
         config.name = "arena_wide"
-        config.data.rivals = 3
-        config.model.width = 256  # what `fit` takes for as many pixels as the scenes have
+        config.data.kinds = ("rendered",)
+        config.model.width = 256  # what `fit` takes for as many pixels
         config.methods = (
             *("adaptive", "learned 5e-4", "learned 2e-3", "beta-VAE 1e-1", "GECO 1e-2"),
             *("ARD-VAE 1e-2", "IRMAE 8"),

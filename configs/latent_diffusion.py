@@ -25,7 +25,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.train.weight_decay = 0.1
     config.train.epochs = 45
     config.train.epochs_per_checkpoint = 30
-    config.prior.stages = ("flow 512", "invertible 512", "vae 512")
     config.prior.epochs = (1, 4, 16, 64)
     config.classifier.epochs = 10
     config.classifier.final_learning_rate = 2e-6

@@ -28,11 +28,11 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         *adaptive,
         *(f"settled after {arm}" for arm in adaptive),
         *(f"plain 5e-3 after {arm}" for arm in adaptive),
-        *(f"plain 5e-3 of {latents}" for latents in (5, 10, 15, 20)),
-        *("fixed at adaptive", "learned 5e-3", "learned 1e-1"),
+        *(f"plain 5e-3 of {latents}" for latents in (5, 10, 15)),
     )
     config.train.epochs = 30
     config.train.weight_decay = 0.1
+    config.train.settled_learning_rate = 3e-3
     config.train.epochs_per_chunk = 5
     config.train.epochs_per_checkpoint = 15
     config.eval.nll_samples = 50

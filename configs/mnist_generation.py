@@ -4,7 +4,8 @@ Command: python main.py --config=configs/mnist_generation.py         (an acceler
          python main.py --config=configs/mnist_generation.py --config.data.name=fashion_mnist
          python main.py --config=configs/mnist_generation.py:quick   (two CPU cores)
          python main.py --config=configs/mnist_generation.py:codes   (VAEs on codes, as long each)
-Cost: quick and codes, three pipelines each, half an hour on two CPU cores.
+         python main.py --config=configs/mnist_generation.py:images  (VAEs on images, as long each)
+Cost: three pipelines each, half an hour on two CPU cores (quick, codes) or an hour (images).
 """
 
 import ml_collections
@@ -14,7 +15,7 @@ from vaebal.experiments.generation import fields
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    schema.check_variant("mnist_generation", variant, ("", "quick", "codes"))
+    schema.check_variant("mnist_generation", variant, ("", "quick", "codes", "images"))
     config = fields.defaults("mnist_generation")
     config.data.name = "mnist"
     config.ae.codes = 32
@@ -41,4 +42,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant == "codes":
         config.vae.spaces = ("codes", "balanced codes")
         config.vae.epochs = 77  # as many steps as the balanced ones take, of larger batches
+    if variant == "images":  # every stage on batches of as many, and flow matching beside
+        config.vae.spaces = ("images", "balanced images", "balanced codes")
+        config.train.batch_size = config.balanced.batch_size
+        config.vae.epochs = 24  # as many steps as the balanced ones take
+        config.balanced.epochs, config.balanced.settled_epochs = 16, 8
+        config.flow.epochs = 15
     return config
