@@ -6,7 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import celeba128_generation, digits_generation, mnist_generation, rendered64_generation
+from configs import (
+    celeba128_generation,
+    digits_generation,
+    folder_generation,
+    mnist_generation,
+    rendered64_generation,
+)
 from vaebal.data import load
 from vaebal.errors import InputError
 from vaebal.experiments import cells
@@ -16,7 +22,7 @@ from vaebal.experiments.generation import scores as generation_scores
 from vaebal.experiments.generation import stages as generation_stages
 from vaebal.experiments.generation import tables
 from vaebal.experiments.generation.pipeline import Stage, method
-from vaebal.generation import classifier, stages
+from vaebal.generation import classifier, priors, stages
 from vaebal.measures import inception, inception_weights
 from vaebal.measures.frechet import frechet_distance
 from vaebal.training.progress import Progress
@@ -185,6 +191,7 @@ def balanced(tmp_path_factory):
     """A session whose tiny balanced pipeline is trained, and its networks."""
     config, path = tiny(), tmp_path_factory.mktemp("balanced")
     config.vae.spaces = ("balanced codes", "balanced images")
+    config.flow.epochs, config.flow.width, config.flow.blocks = 2, 16, 1
     session = session_of(config, path)
     with Progress(len(session.groups), path / "tensorboard") as progress:
         for name, group in session.groups.items():
@@ -223,6 +230,52 @@ def test_a_balanced_vae_goes_on_at_the_number_of_latents_it_opened(balanced, spa
     name = method("VAE", space, session.config)
     np.testing.assert_allclose(images[name], vae.decode(mean), atol=1e-6)
     np.testing.assert_array_equal(latents[name], mean)
+
+
+@pytest.mark.slow
+def test_flow_matching_samples_through_the_first_decoder_and_leads_back(balanced):
+    session, nets = balanced
+    space, u, eps = (
+        "balanced images",
+        *(jax.random.normal(jax.random.key(k), (6, 4)) for k in (0, 1)),
+    )
+    told = nets["latents_balanced_images"]._replace(mask=jnp.array([1.0, 0.0, 1.0, 1.0]))
+    nets = nets | {"latents_balanced_images": told}
+    vae = generation_scores.first_vae(session, nets, space)
+    name = method("Flow matching", space, session.config)
+    z = priors.transported(session.models["flow"], nets["flow_balanced_images"], u, told.mask)
+    whole = jnp.where(told.mask[None] > 0, z * told.scale[None] + told.centre[None], eps)
+    drawn = generation_scores.generate(session, nets, u, eps)
+    np.testing.assert_allclose(drawn[name], vae.decode(whole), atol=1e-5)
+    assert np.abs(drawn[name] - drawn[method("VAE", space, session.config)]).max() > 1e-3
+    x = jnp.asarray(session.images.test[:6])
+    images, latents = generation_scores.reconstruct(session, nets, x, jnp.zeros((2, 6, 4)))
+    assert name not in images  # it is the first VAE's
+    used = np.asarray(told.mask) > 0
+    there = priors.transported(
+        session.models["flow"], nets["flow_balanced_images"], latents[name], told.mask
+    )
+    standard = told.standardise(vae.encode(x)[0])
+    np.testing.assert_allclose(there[:, used], standard[:, used], atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("collapsed", [True, False])
+def test_interpolations_pass_by_a_second_vae_that_has_collapsed(balanced, collapsed):
+    """There every u is 0, and all images between would be one."""
+    session, nets = balanced
+    space = session.config.vae.spaces[0]
+    plus, told = generation_scores.second_vae(nets, space)
+    scale = 0.0 if collapsed else 30.0
+    nets = nets | {"vae_plus_balanced_codes": plus | {
+        "encoder": jax.tree.map(lambda leaf: scale * leaf, plus["encoder"])
+    }}  # fmt: skip
+    x = jnp.asarray(session.images.test[:8])
+    vae = generation_scores.first_vae(session, nets, space)
+    rows = generation_scores.interpolate(session, nets, x)
+    ends = vae.decode(vae.encode(x)[0] * told.mask[None])
+    far = np.abs(rows[:, 0] - ends[::2]).max()
+    assert far < 1e-4 if collapsed else far > 1e-3
 
 
 def test_the_second_stage_models_the_latents_that_tell_of_x():
@@ -320,13 +373,22 @@ def test_blocks_of_any_size_give_the_whole():
 
 
 @pytest.mark.parametrize(
-    "module", [celeba128_generation, digits_generation, mnist_generation, rendered64_generation]
+    "module",
+    [
+        *(celeba128_generation, digits_generation, folder_generation, mnist_generation),
+        rendered64_generation,
+    ],
 )
 @pytest.mark.parametrize("variant", ["", "quick"])
 def test_every_config_can_be_meant(module, variant):
     config = module.get_config(variant)
     generation.check(config)
-    shapes = {"celeb_a": (128, 128, 3), "rendered": (64, 64, 3), "mnist": (28, 28, 1)}
+    shapes = {
+        "celeb_a": (128, 128, 3),
+        "folder": (64, 64, 3),
+        "rendered": (64, 64, 3),
+        "mnist": (28, 28, 1),
+    }
     models = generation_stages.build_models(config, shapes.get(config.data.name, (8, 8, 1)), None)
     for name in ("vae", "vae_balanced", "vae_plus", "wae"):
         assert models[name].latents == models[name].outputs == models["ae"].latents
@@ -347,6 +409,7 @@ def test_every_config_can_be_meant(module, variant):
         ("vae_plus.gamma", 0.0, "vae_plus.gamma=0.0 must be a finite number above 0"),
         ("balanced.patience", 0.0, "balanced.patience=0.0 must be a finite number above 0"),
         ("balanced.beta2", 1.0, "balanced.beta2=1.0 must lie between 0 and 1"),
+        ("flow.epochs", -1, "flow.epochs=-1 must be an integer of at least 0"),
         ("vae.layers", 1, "vae.layers=1 must be an integer of at least 2"),
         ("train.batch_size", 2000, "train.batch_size=2000 is larger than the 1438"),
         ("balanced.batch_size", 2000, "balanced.batch_size=2000 is larger than the 1438"),
