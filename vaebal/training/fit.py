@@ -1,7 +1,9 @@
 """The one training loop: a program from its newest whole checkpoint to its last epoch."""
 
+import contextlib
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -48,12 +50,10 @@ def fit(
       CheckpointError: a checkpoint cannot be written, or none of those present be read.
     """
     done, state = checkpoints.restore_latest(program.state_shapes) or (0, program.init())
-    late = _Late(report, None if diverged_goes_on else checkpoints)
-    with LeaveNotice() as notice:
+    with LeaveNotice() as notice, _Late(report, None if diverged_goes_on else checkpoints) as late:
         while done < epochs and late.running:
             until_checkpoint = epochs_per_checkpoint - done % epochs_per_checkpoint
             count = min(epochs_per_chunk, epochs - done, until_checkpoint)
-            late.look()
             state, metrics = program.run(state, count)
             done += count
             late.settle()
@@ -71,46 +71,45 @@ def fit(
     return state
 
 
-class _Late:
-    """Metrics on their way from the device, told when the next ones are."""
+class _Late(contextlib.AbstractContextManager):
+    """Metrics on their way from the device, told when the next ones are.
+
+    A thread waits for each chunk's, to know when it ended: whether a call returns as its chunk
+    begins, as it ends, or as the one before ends, differs among devices and versions of JAX.
+    """
 
     def __init__(self, report: Report, strict: Checkpoints | None):
         """`strict`: where a member that stops ends it all, what is kept."""
         self._report, self._strict = report, strict
-        # (epochs done, epochs in the chunk, metrics)
-        self._waiting: tuple[int, int, Metrics] | None = None
-        self._ended: float | None = None  # when its chunk had, where that was seen
+        # (epochs done, epochs in the chunk, metrics, when its chunk ended)
+        self._waiting: tuple[int, int, Metrics, Future] | None = None
+        self._watch = ThreadPoolExecutor(1, "chunks")
         self.running, self._last = True, time.perf_counter()
+
+    def __exit__(self, *exception) -> None:
+        self._watch.shutdown(wait=False)
 
     def take(self, done: int, count: int, metrics: Metrics) -> None:
         """A chunk's metrics, from the call that has just returned."""
-        self._waiting = (done, count, metrics)
-        self.look()
-
-    def look(self) -> None:
-        """Whether what is on its way has come.
-
-        A GPU's loops are driven by the host: their call returns as the chunk ends, and the next
-        one has been run by the time it is settled. A CPU's call returns at once, and the next one
-        waits for it.
-        """
-        if self._waiting is None or self._ended is not None:
-            return
-        if all(leaf.is_ready() for leaf in jax.tree.leaves(self._waiting[2])):
-            self._ended = time.perf_counter()
+        self._waiting = (done, count, metrics, self._watch.submit(_end_of, metrics))
 
     def settle(self) -> None:
         """Waits for what is on its way and reports it."""
         if self._waiting is None:
             return
-        *counts, metrics = self._waiting
+        *counts, metrics, ended = self._waiting
         metrics, self._waiting = jax.device_get(metrics), None
         self.running = (metrics["stopped"] < 0).any()
         if self._strict is not None:
             _require_running(metrics["stopped"], self._strict)
-        end, self._ended = self._ended or time.perf_counter(), None
+        end = ended.result()
         self._report(*counts, metrics, max(end - self._last, 1e-6))  # rates divide by it
         self._last = end
+
+
+def _end_of(metrics: Metrics) -> float:
+    jax.block_until_ready(metrics)
+    return time.perf_counter()
 
 
 def _require_running(stopped: np.ndarray, checkpoints: Checkpoints) -> None:
