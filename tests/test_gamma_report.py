@@ -315,6 +315,21 @@ def test_a_report_leaves_out_only_what_the_rows_do_not_have(
     assert printed.rstrip().endswith(page.sentence(rows))
 
 
+def test_where_images_may_not_be_shown_figures_hold_samples_alone(tmp_path, closing):
+    rows = some_rows(ranks=(2,))
+    config, histories, pictures, images = experiment(rows)
+    config.eval.samples_only = True
+    page.write(config, tmp_path, rows, "", histories, pictures, images)
+    assert not (tmp_path / "traversals.png").exists()
+    assert "traversals" not in (tmp_path / "table.md").read_text()
+    figure = figures.draw_pictures(pictures, images, samples_only=True)
+    labels = [axis.texts[0].get_text() for axis in figure.axes if axis.texts]
+    assert labels == [f"samples,\n{order.shown(arm)}" for arm in order.in_order(ARMS)]
+    shown = figure.axes[0].images[0].get_array()
+    first = pictures[order.in_order(ARMS)[0], 2, 0]["samples"][0]
+    np.testing.assert_allclose(np.ravel(shown), np.clip(first, 0, 1))
+
+
 def test_active_latents_are_ordered_by_the_factor_that_they_hold():
     """One panel an r, of the first arm's lowest seed; no idle latent is in it."""
     rows = some_rows(ranks=(2, 4))

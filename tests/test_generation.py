@@ -16,11 +16,11 @@ from configs import (
 from vaebal.data import load
 from vaebal.errors import InputError
 from vaebal.experiments import cells
+from vaebal.experiments.generation import figures, tables
 from vaebal.experiments.generation import page as generation_report
 from vaebal.experiments.generation import run as generation
 from vaebal.experiments.generation import scores as generation_scores
 from vaebal.experiments.generation import stages as generation_stages
-from vaebal.experiments.generation import tables
 from vaebal.experiments.generation.pipeline import Stage, method
 from vaebal.generation import classifier, priors, stages
 from vaebal.measures import inception, inception_weights
@@ -349,6 +349,21 @@ def test_the_codes_are_standardised_by_what_is_stored(finished):
     codes = np.asarray(session.codes(0))
     np.testing.assert_allclose(codes.mean(0), 0, atol=1e-4)
     np.testing.assert_allclose(codes.std(0), 1, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_where_images_may_not_be_shown_the_page_shows_samples_alone(finished, tmp_path):
+    path, rows = finished
+    work, config = tmp_path / "work", tiny()
+    shutil.copytree(path, work)
+    for name in ("samples", "nearest", "interpolations", "bins"):
+        (work / f"{name}.png").unlink()
+    config.eval.samples_only = True
+    assert generation.run(config, str(work)) == rows
+    assert [file.name for file in work.glob("*.png")] == ["samples.png"]
+    assert set(figures.allowed({"images": 0, "rec VAE": 1, "gen VAE": 2, "ends": 3}, True)) == {
+        "gen VAE"
+    }
 
 
 def test_what_is_compared_is_drawn_at_random_without_repetition():

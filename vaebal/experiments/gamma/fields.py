@@ -8,7 +8,7 @@ from vaebal.experiments.schema import data_section
 # two place arrays on devices, as the number of devices does: rounding at most.)
 FREE = frozenset(
     {
-        *("data.dir", "data.folder", "data.bad", "eval.pictures"),
+        *("data.dir", "data.folder", "data.bad", "eval.pictures", "eval.samples_only"),
         *("train.epochs_per_chunk", "train.epochs_per_checkpoint"),
         *("train.device_bytes", "train.shard_parameters"),
     }
@@ -35,6 +35,8 @@ def defaults(name: str) -> ml_collections.ConfigDict:
     # Test images on which a tighter bound, by the Laplace approximation, is set beside; 0: none.
     config.eval.laplace_images = 0
     config.eval.pictures = 12
+    # True: figures show samples alone, no image of the data and nothing made from one.
+    config.eval.samples_only = False
     return config
 
 

@@ -386,7 +386,7 @@ def draw_traversals(
 
 
 def draw_pictures(
-    pictures: Mapping[order.Key, dict[str, np.ndarray]], images: ImageSet
+    pictures: Mapping[order.Key, dict[str, np.ndarray]], images: ImageSet, samples_only: bool
 ) -> plt.Figure:
     """Test images, reconstructions and samples of every arm, at the largest r, of one seed."""
     rank = max(rank for _, rank, _ in pictures)
@@ -396,8 +396,16 @@ def draw_pictures(
         for arm in order.in_order(arm for arm, _, _ in pictures)
         if (arm, rank, seed) in pictures
     }
-    rows = [("test images", next(iter(content.values()))["images"])]
-    for title, name in (("reconstructed,\n", "reconstructions"), ("samples,\n", "samples")):
-        rows += [(title + order.shown(arm), each[name]) for arm, each in content.items()]
-    title = f"{_run('', rank, seed)}; uncurated: the first test images, the first samples"
+    rows, what = [], "the first samples"
+    if not samples_only:
+        rows, what = (
+            [("test images", next(iter(content.values()))["images"])],
+            f"the first test images, {what}",
+        )
+        rows += [
+            (f"reconstructed,\n{order.shown(arm)}", each["reconstructions"])
+            for arm, each in content.items()
+        ]
+    rows += [(f"samples,\n{order.shown(arm)}", each["samples"]) for arm, each in content.items()]
+    title = f"{_run('', rank, seed)}; uncurated: {what}"
     return report.image_grid(rows, images.image_shape, title)

@@ -115,6 +115,7 @@ def _figures(
     histories: Mapping[order.Key, list[dict]],
     pictures: Mapping[order.Key, dict[str, np.ndarray]],
     images: ImageSet,
+    samples_only: bool,
 ) -> dict[str, Figure]:
     """Those that the rows have something for, by name."""
     arms, known = order.arms_of(rows), order.of_known_rank(rows)
@@ -122,6 +123,7 @@ def _figures(
     held = [row for row in known if row["active_latents"]]
     names = FACTORS if images.name == "rendered" else [f"{i}" for i in range(1, 13)]
     traversed = {key: each for key, each in pictures.items() if "traversals" in each}
+    traversed = {} if samples_only else traversed
     told = any(histories.values())
     found = (
         ("Balance over the speed of γ's descent", moves, figures.draw_speed, rows),
@@ -130,7 +132,7 @@ def _figures(
         ("Latents and factors", held, figures.draw_factors, held, names),
         ("One latent at a time", traversed, figures.draw_traversals, rows, traversed, images),
         ("Training", told, figures.draw_homotopy, histories, images),
-        ("Images and samples", pictures, figures.draw_pictures, pictures, images),
+        ("Images and samples", pictures, figures.draw_pictures, pictures, images, samples_only),
     )
     made = {}
     for alt, wanted, draw, *arguments in found:
@@ -158,7 +160,8 @@ def write(
       pictures: by (arm, r, seed), what `evaluate.draw_pictures` made.
       images: for their name, number and shape.
     """
-    how, drawn = protocol(config, rows, images), _figures(rows, histories, pictures, images)
+    how, only = protocol(config, rows, images), config.eval.samples_only
+    drawn = _figures(rows, histories, pictures, images, only)
     headline = [drawn.pop(name) for name in ("speed", "dimensions", "front") if name in drawn]
     hidden = ("−ELBO", "σ² < ½", "MMD² (active)", "factor R²")
     main, summary, paper = (

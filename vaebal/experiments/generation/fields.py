@@ -8,7 +8,7 @@ from vaebal.experiments.schema import data_section
 FREE = frozenset(
     {
         *("data.dir", "data.folder", "data.bad", "train.epochs_per_checkpoint"),
-        *("eval.inception_weights", "eval.pictures"),
+        *("eval.inception_weights", "eval.pictures", "eval.samples_only"),
     }
 )
 
@@ -126,4 +126,6 @@ def _evaluation() -> ml_collections.ConfigDict:
     evaluation.inception_weights = ""  # "": $VAEBAL_INCEPTION_WEIGHTS or ~/.cache/vaebal
     evaluation.block = 500  # images computed at a time
     evaluation.pictures = 12
+    # True: figures show samples alone, no image of the data and nothing made from one.
+    evaluation.samples_only = False
     return evaluation

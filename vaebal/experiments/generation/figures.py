@@ -11,17 +11,24 @@ from vaebal.experiments import report
 Pictures = Mapping[str, np.ndarray]
 
 
+def allowed(pictures: Pictures, samples_only: bool) -> Pictures:
+    """Those that may be shown: with `samples_only` nothing of an image of the data."""
+    if not samples_only:
+        return pictures
+    return {name: content for name, content in pictures.items() if name.startswith("gen ")}
+
+
 def draw_samples(pictures: Pictures, images: ImageSet) -> plt.Figure:
     """Test images, reconstructions and samples of every method."""
-    rows = [("test images", pictures["images"] / 255)]
+    rows = [("test images", pictures["images"] / 255)] if "images" in pictures else []
     for kind, title in (("rec", "reconstructed"), ("gen", "samples")):
         rows += [
             (f"{title}, {name.removeprefix(kind).strip()}", content / 255)
             for name, content in pictures.items()
             if name.startswith(f"{kind} ")
         ]
-    title = "uncurated: the first test images, the first samples"
-    return report.image_grid(rows, images.image_shape, title)
+    title = "uncurated: " + ("the first test images, " if "images" in pictures else "")
+    return report.image_grid(rows, images.image_shape, title + "the first samples")
 
 
 def draw_nearest(pictures: Pictures, images: ImageSet) -> plt.Figure:

@@ -135,14 +135,18 @@ def write(
     rows = [{**row, "data": images.name} for row in rows]
     how = protocol(config, rows, images)
     foot = f"{how['scores']} {report.training_took(stages)}"
-    drawn = [
-        Figure(name, alt, functools.partial(draw, pictures[min(pictures)], images))
-        for name, alt, draw in (
+    shown, found = (
+        figures.allowed(pictures[min(pictures)], config.eval.samples_only),
+        [
             ("samples", "Reconstructions and samples", figures.draw_samples),
             ("nearest", "Nearest training images", figures.draw_nearest),
             ("interpolations", "Interpolations", figures.draw_interpolations),
             ("bins", "Bins that differ", figures.draw_bins),
-        )
+        ],
+    )
+    drawn = [
+        Figure(name, alt, functools.partial(draw, shown, images))
+        for name, alt, draw in (found[:1] if config.eval.samples_only else found)
     ]
     theirs = "The paper's numbers, on its own data"
     reference = [Section(theirs, tables.paper_table(), shown=False)]
