@@ -135,14 +135,12 @@ def write(
     rows = [{**row, "data": images.name} for row in rows]
     how = protocol(config, rows, images)
     foot = f"{how['scores']} {report.training_took(stages)}"
-    shown, found = (
-        figures.allowed(pictures[min(pictures)], config.eval.samples_only),
-        [
-            ("samples", "Reconstructions and samples", figures.draw_samples),
-            ("nearest", "Nearest training images", figures.draw_nearest),
-            ("interpolations", "Interpolations", figures.draw_interpolations),
-            ("bins", "Bins that differ", figures.draw_bins),
-        ],
+    shown = figures.allowed(pictures[min(pictures)], config.eval.samples_only)
+    found = (
+        ("samples", "Reconstructions and samples", figures.draw_samples),
+        ("nearest", "Nearest training images", figures.draw_nearest),
+        ("interpolations", "Interpolations", figures.draw_interpolations),
+        ("bins", "Bins that differ", figures.draw_bins),
     )
     drawn = [
         Figure(name, alt, functools.partial(draw, shown, images))
