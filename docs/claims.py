@@ -161,6 +161,10 @@ OURS = [
         for name, folder, command in (
             ("curved manifolds", "network_gamma", "network_gamma"),
             ("others, three an r", "network_gamma_data_seeds", "network_gamma"),
+            (
+                *("with 784 latents to take instead of 20", "network_gamma_784"),
+                "network_gamma --config.model.latents=784",
+            ),
             ("flat cubes", "linear_gamma", "linear_gamma"),
             ("scenes, 16×16", "rendered16_gamma", "rendered16_gamma"),
             ("scenes, 64×64", "rendered64_gamma_seeds", "rendered64_gamma:seeds"),
