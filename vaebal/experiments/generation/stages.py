@@ -249,7 +249,7 @@ class Session:
         mean = jnp.zeros(self.config.ae.codes) if "codes" in stage.reads else self.mean
         if stage.alone:
             target = own["codes"].var() if own else self.variance
-            return mean, self._largest(own) if stage.balanced else target
+            return mean, self._largest(own) if stage.kind == "opening" else target
         if stage.before is None:
             return {"mean": mean}, 1.0
         frozen = {"ae": self.params(stage.before), "scale": self.scale(stage.seed)}
