@@ -25,6 +25,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.model.hidden = (200, 200, 200)
     if variant == "starts":
         config.data.kind = "mixture"
+        config.arms = ("theirs", "theirs, adaptive", "ours, adaptive")
         # The ends and the middle of theirs, which are r = 2, 4 ... 10 and seven starts.
         config.data.ranks = (2, 6, 10)
         config.data.zeros = (0,) * 3
