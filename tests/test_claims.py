@@ -158,12 +158,29 @@ def test_a_second_stage_is_not_needed_where_samples_come_as_near_without():
 
 def test_opening_latents_is_judged_against_a_plain_vae_of_the_same_space():
     balanced = {"VAE (balanced codes)": 5.0}
-    found = measured.opened_against_plain(pipelines({"VAE": 3.0, "VAE (codes)": 9.0} | balanced))
+    on_codes = measured.opened_against_plain("codes")
+    found = on_codes(pipelines({"VAE": 3.0, "VAE (codes)": 9.0} | balanced))
     assert found.verdict == "holds"
     assert found.text.startswith("opened one by one: 5.0 ± 0.7 with 8.0 ± 0.0 latents")
     # Where codes are the first space listed, their VAE has no brackets.
-    found = measured.opened_against_plain(pipelines({"VAE": 5.5} | balanced))
-    assert found.verdict == "falls short"
+    assert on_codes(pipelines({"VAE": 5.5} | balanced)).verdict == "falls short"
+    second = measured.opened_against_plain("images", "VAE+")
+    means = {"VAE+": 9.0, "VAE+ (balanced images)": 5.0, "VAE (balanced images)": 60.0}
+    assert second(pipelines(means)).verdict == "holds"
+
+
+def test_samples_reach_their_reconstructions_at_one_and_a_half_times_their_distance():
+    """By the nearest flow; of the others, as a second VAE, nothing is asked."""
+
+    def found(floor):
+        source = pipelines({"Flow matching": 3.0, "Flow matching (codes)": 9.0, "VAE+": 1.0})
+        for row in source.rows:
+            row["rec_fd"] = floor
+        return measured.reaches_reconstructions(source)
+
+    assert found(2.0).verdict == "holds"
+    assert found(1.9).verdict == "falls short"
+    assert found(2.0).text.endswith("3.0 ± 0.7, of reconstructions 2.0 ± 0.0: 1.5 ± 0.4 times")
 
 
 def test_rows_of_a_csv_are_numbers_and_truths(tmp_path):
