@@ -301,7 +301,7 @@ def pipeline(workdir: Path, *arguments, local_devices: int) -> subprocess.Popen:
         "ae.codes": 4, "vae.spaces": ("pixels",), "classifier.features": 6, "eval.bins": (5,),
         "eval.samples": 250, "eval.block": 200, "eval.parts": 2, "eval.pictures": 3,
     }  # fmt: skip
-    for section in ("ae", "vae", "vae_plus", "wae", "classifier"):
+    for section in ("ae", "vae", "vae_plus", "flow", "wae", "classifier"):
         fields |= {f"{section}.width": 16, f"{section}.epochs": 3}
     return subprocess.Popen(
         [

@@ -40,6 +40,7 @@ def tiny():
     for section in (config.ae, config.vae, config.vae_plus, config.wae, config.classifier):
         section.width, section.epochs, section.learning_rate = 16, 3, 1e-2
     config.balanced.epochs, config.balanced.settled_epochs = 3, 2
+    config.flow.epochs = 0
     config.eval.bins = (5,)
     config.eval.parts = 2
     config.eval.samples, config.eval.reference_images = 250, 1000
