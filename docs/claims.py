@@ -312,6 +312,11 @@ OURS = [
             ),
         )
     ),
+    Claim(
+        "The same of the digits",
+        *("digits_generation_quick", measured.reaches_reconstructions),
+        command="digits_generation:quick",
+    ),
     *(
         Claim(
             f"Latent diffusion's prior over balanced latents needs a third of the steps, {name}",
