@@ -2,7 +2,7 @@
 
 Command: python main.py --config=configs/folder_generation.py --config.data.folder=FOLDER
          python main.py --config=configs/folder_generation.py:quick --config.data.folder=FOLDER
-Cost: three pipelines of nine stages (an accelerator); quick, one small pipeline.
+Cost: three pipelines of twelve stages (an accelerator; not run whole); quick, one of nine.
 """
 
 import ml_collections

@@ -6,6 +6,7 @@ Command: python main.py --config=configs/mnist_generation.py         (an acceler
          python main.py --config=configs/mnist_generation.py:codes   (VAEs on codes, as long each)
          python main.py --config=configs/mnist_generation.py:images  (VAEs on images, as long each)
 Cost: three pipelines each, half an hour on two CPU cores (quick, codes) or an hour (images).
+The first has not been run whole.
 """
 
 import ml_collections

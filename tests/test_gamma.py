@@ -10,7 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import celeba64_gamma, celeba128_gamma, network_gamma, rendered64_gamma
+from configs import (
+    celeba64_gamma,
+    celeba128_gamma,
+    folder_gamma,
+    network_gamma,
+    rendered64_gamma,
+)
 from vaebal.data import manifold, some_indices
 from vaebal.errors import Diverged, InputError
 from vaebal.experiments.cells import Cells
@@ -528,7 +534,9 @@ def test_a_refused_run_leaves_no_workdir(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("module", [celeba64_gamma, celeba128_gamma, rendered64_gamma])
+@pytest.mark.parametrize(
+    "module", [celeba64_gamma, celeba128_gamma, folder_gamma, rendered64_gamma]
+)
 @pytest.mark.parametrize("variant", ["", "quick"])
 def test_the_configs_can_be_meant(module, variant):
     """And their network fits their images, down to grids of side 4."""
@@ -536,7 +544,7 @@ def test_the_configs_can_be_meant(module, variant):
     gamma.check(config)
     side = config.data.resolution
     model = gamma.build_model(config, (side, side, 3))
-    assert f"{side}_gamma" in config.name
+    assert f"{side}_gamma" in config.name or config.data.name == "folder"
     assert config.name.endswith(variant or "gamma")
     z = jax.eval_shape(lambda: prior_samples(jax.random.key(0), 2, model.latents))
     params = jax.eval_shape(lambda: init_params(model, jax.random.key(0), jnp.zeros(3 * side**2)))

@@ -401,7 +401,7 @@ def test_every_config_can_be_meant(module, variant):
     generation.check(config)
     shapes = {
         "celeb_a": (128, 128, 3),
-        "folder": (64, 64, 3),
+        "folder": (config.data.resolution, config.data.resolution, 3),
         "rendered": (64, 64, 3),
         "mnist": (28, 28, 1),
     }

@@ -704,7 +704,7 @@ class Coming:
     [
         pytest.param(lambda call: False, id="as on a CPU"),
         pytest.param(lambda call: True, id="as where the host drives a GPU's loops"),
-        pytest.param(lambda call: call % 2 == 0, id="by turns, as an H200 was seen to"),
+        pytest.param(lambda call: call % 2 == 0, id="by turns, as on some GPUs"),
     ],
 )
 def test_a_chunk_is_told_to_take_as_long_as_it_does(monkeypatch, waits):

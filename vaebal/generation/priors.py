@@ -119,7 +119,13 @@ def heun(velocity: Callable[[Array, Array], Array], z: Array, steps: int = STEPS
 def transported(
     model: Velocity, params: Any, z: Array, mask: Array, *, back: bool = False, steps: int = STEPS
 ) -> Array:
-    """Where the velocity leads from noise z [B, K], or `back` from latents to noise."""
+    """Where the velocity leads from noise z [B, K], or `back` from latents to noise, [B, K].
+
+    Args:
+      z: noise, or standardised latents.
+      mask: [K], see `Latents`; the other entries are 0.
+      steps: of `heun`, whose error back and forth falls as their square.
+    """
 
     def velocity(z, t):
         t, sign = (1 - t, -1.0) if back else (t, 1.0)

@@ -126,8 +126,8 @@ def transport(
     session: Session, nets: dict[str, Any], space: str, z: Array, *, back: bool = False
 ) -> Array:
     """Noise z [B, K] to a first VAE's latents, standardised, by flow matching; or `back`."""
-    params, mask = (nets[stage_of(kind, space, 0).stage] for kind in ("flow", "latents"))
-    return priors.transported(session.models["flow"], params, z, mask.mask, back=back)
+    params, told = (nets[stage_of(kind, space, 0).stage] for kind in ("flow", "latents"))
+    return priors.transported(session.models["flow"], params, z, told.mask, back=back)
 
 
 def generate(session: Session, nets: dict[str, Any], u: Array, eps: Array) -> dict[str, Array]:
@@ -389,6 +389,10 @@ def _pipeline_rows(
     gens = _in_blocks(
         functools.partial(scorer.generated, nets), [draw("prior"), draw("decoder noise")], block
     )
+    many = config.eval.pictures
+    pictures = {"images": scorer.test[:many]}
+    for kind, sets in (("rec", recs), ("gen", gens)):
+        pictures |= {f"{kind} {n}": sets[n][:many] for n in methods(config) if n in sets}
     rows, used = [], {"AE": latents, "WAE-MMD": latents}
     for space in config.vae.spaces:
         count = int(second_vae(nets, space)[1].mask.sum())
@@ -404,11 +408,6 @@ def _pipeline_rows(
             got = mmd.imq_mmd2_to_normal(jnp.asarray(z[name]))
             row |= {"mmd": float(got.value), "mmd_se": float(got.error)}
         rows.append(row)
-    many = config.eval.pictures
-    pictures = {"images": scorer.test[:many]}
-    for kind, sets in (("rec", recs), ("gen", gens)):
-        named = [name for name in methods(config) if name in sets]
-        pictures |= {f"{kind} {n}": sets[n][:many] for n in named if sets is gens or FLOW not in n}
     pixels = scorer.reference.astype(np.float32)
     for name in ("VAE", "VAE+"):
         nearest = pairwise_distances_argmin(gens[name][:many].astype(np.float32), pixels)

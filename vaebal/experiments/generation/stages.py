@@ -352,14 +352,13 @@ def settles(stage: Stage) -> bool:
 
 
 def taking_part(mean: Array, log_var: Array) -> priors.Latents:
-    """Which latents tell of x by their posteriors [N, K]; all if none does."""
-    deviation = jnp.exp(0.5 * log_var)
-    some = priors.latents_of(mean, deviation, ACTIVE)
-    every = some._replace(
-        mask=jnp.ones_like(some.mask),
-        scale=jnp.sqrt(mean.var(0) + jnp.square(deviation).mean(0)),
-    )
-    return jax.tree.map(lambda a, b: jnp.where(some.mask.any(), a, b), some, every)
+    """Which latents tell of x by their posteriors' means and log variances [N, K]; all if none
+    does.
+    """
+    found = priors.latents_of(mean, jnp.exp(0.5 * log_var), ACTIVE)
+    mask = jnp.where(found.mask.any(), found.mask, 1.0)
+    whole = jnp.sqrt(mean.var(0) + jnp.exp(log_var).mean(0))
+    return found._replace(mask=mask, scale=jnp.where(mask > 0, whole, 1.0))
 
 
 def _read(session: Session, stage: Stage, batch: Any) -> Array:
