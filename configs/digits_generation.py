@@ -16,7 +16,7 @@ from vaebal.experiments.generation import fields
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     schema.check_variant("digits_generation", variant, ("", "quick"))
     config = fields.defaults("digits_generation")
-    config.train.batch_size = 128
+    config.train.batch_size = config.flow.batch_size = 128
     config.ae.codes = 16
     config.ae.width = 128
     config.ae.layers = 3

@@ -25,7 +25,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.ae.epochs = 100
     config.vae.spaces = ("pixels", "codes", "balanced codes")
     config.vae.epochs = config.wae.epochs = 100
-    config.vae_plus.epochs = config.flow.epochs = 200
+    config.vae_plus.epochs, config.flow.epochs = 200, 400
     config.balanced.epochs, config.balanced.settled_epochs = 150, 75
     config.eval.whiten = True  # as the paper of NDB on photographs
     if variant == "quick":

@@ -26,8 +26,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.vae.epochs = config.wae.epochs = 115
     config.balanced.epochs, config.balanced.settled_epochs = 30, 15
     config.balanced.patience = 500
-    config.vae_plus.epochs = config.flow.epochs = 64
+    config.vae_plus.epochs, config.flow.epochs = 64, 256
     config.vae_plus.width = config.flow.width = 512
+    config.flow.batch_size, config.flow.learning_rate = 512, 2e-3
     config.train.epochs_per_checkpoint = 50
     config.eval.block = 1000
     if variant:
@@ -43,10 +44,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant == "codes":
         config.vae.spaces = ("codes", "balanced codes")
         config.vae.epochs = 77  # as many steps as the balanced ones take, of larger batches
-    if variant == "images":  # every stage on batches of as many, and flow matching beside
+    if variant == "images":  # every VAE on batches of as many, and flow matching beside
         config.vae.spaces = ("images", "balanced images", "balanced codes")
         config.train.batch_size = config.balanced.batch_size
         config.vae.epochs = 24  # as many steps as the balanced ones take
         config.balanced.epochs, config.balanced.settled_epochs = 16, 8
-        config.flow.epochs = 15
+        config.flow.epochs = 160
     return config

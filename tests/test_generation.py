@@ -429,6 +429,7 @@ def test_every_config_can_be_meant(module, variant):
         ("vae.layers", 1, "vae.layers=1 must be an integer of at least 2"),
         ("train.batch_size", 2000, "train.batch_size=2000 is larger than the 1438"),
         ("balanced.batch_size", 2000, "balanced.batch_size=2000 is larger than the 1438"),
+        ("flow.batch_size", 2000, "flow.batch_size=2000 is larger than the 1438"),
         ("train.seeds", (-1,), "train.seeds"),
         ("eval.bins", (1,), "eval.bins=.* at least 2"),
         ("eval.bins", (2000,), "needs as many training images as bins, and 1000 are used"),
@@ -439,7 +440,7 @@ def test_every_config_can_be_meant(module, variant):
 def test_bad_fields_are_refused_before_any_work(field, value, sentence, tmp_path):
     config = tiny()
     config.eval.fid = True
-    config.vae.spaces = ("balanced codes",)
+    config.vae.spaces, config.flow.epochs = ("balanced codes",), 1
     section, name = field.split(".")
     with config.ignore_type():
         config[section][name] = value

@@ -57,10 +57,10 @@ def defaults(name: str) -> ml_collections.ConfigDict:
     balanced.fastest = 2e-3  # nats of log gamma a step, at most
     balanced.patience = 750  # steps without progress before the next latent opens
 
-    # Flow matching on the same latents, another second stage; its batches and its rate's decay are
-    # the other stages'.
+    # Flow matching on the same latents, another second stage; its rate's decay is the other stages'.
     flow = config.flow = ml_collections.ConfigDict()
     flow.epochs = 0  # 0: none
+    flow.batch_size = 256
     flow.width = 256
     flow.blocks = 3
     flow.learning_rate = 1e-3

@@ -51,7 +51,7 @@ def check(config: Any) -> None:
         *("data.train_size", "data.test_size"),
         *(f"{name}.{field}" for name in sections for field in ("width", "blocks", "epochs")),
         *("classifier.features", "classifier.width", "classifier.epochs"),
-        *("flow.width", "flow.blocks"),
+        *("flow.width", "flow.blocks", "flow.batch_size"),
         *("balanced.epochs", "balanced.settled_epochs", "balanced.batch_size"),
     )
     checks.positive_integers(config, "flow.epochs", zero=True)
@@ -85,6 +85,8 @@ def check_against_data(config: Any, images: ImageSet, targets: classifier.Target
     checks.batch_size(config, images, members=1)
     if any(space.startswith("balanced") for space in config.vae.spaces):
         checks.batch_size(config, images, 1, "balanced")
+    if config.flow.epochs:
+        checks.batch_size(config, images, 1, "flow")
     reference, samples = counts(config, images)
     if max(settings.bins) > reference:
         raise InputError(
