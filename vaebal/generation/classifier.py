@@ -1,8 +1,9 @@
 """A small network trained on what is known of the images, for a Fréchet distance in its features.
 
 Inception's features were learned on photographs and say little of digits or drawn scenes. These
-are learned on the data's own labels (cross-entropy) or true factors (regression). A distance in
-them is not FID, and numbers of two classifiers cannot be compared.
+are learned on the data's own labels (cross-entropy) or true factors (regression), and where
+neither is known on how far an image has been turned (Gidaris et al., 2018). A distance in them is
+not FID, and numbers of two classifiers cannot be compared.
 
 Shapes: B batch, N examples, D pixels, F features.
 """
@@ -23,14 +24,38 @@ from vaebal.models.convnets import ConvEncoder, pyramid
 from vaebal.models.nets import Activation, MLPEncoder, dense
 from vaebal.units import to_unit_pixels
 
+# What a page says that its network was trained to do, by `Targets.kind`.
+TRAINED = {
+    "labels": "on the data's labels",
+    "factors": "on the data's factors",
+    "turns": "to tell by how many right angles an image was turned, as the data have no labels",
+}
+
 
 class Targets(NamedTuple):
     """What a classifier is trained to tell."""
 
-    kind: str  # "labels" or "factors"
-    train: np.ndarray  # [N] int32 labels, or [N, r] factors of mean 0 and variance 1
+    kind: str  # "labels", "factors" or "turns"
+    train: np.ndarray  # [N] int32 labels, or right angles; or [N, r] factors, standardised
     test: np.ndarray  # [M] or [M, r], on the training split's scale
     outputs: int  # classes, or r
+
+
+def posed(
+    targets: Targets, shape: tuple[int, int, int], x: Array, known: Array, key: Array | None = None
+) -> tuple[Array, Array]:
+    """A batch x [B, D] as it is shown, and what is to be told of it, of the rows `known` [B, ...].
+
+    Of kind "turns" every image is turned by its right angles and, given a key, by as many more as
+    are drawn; of the others nothing is done.
+    """
+    if targets.kind != "turns":
+        return x, known
+    if key is not None:
+        known = (known + jax.random.randint(key, known.shape, 0, 4)) % 4
+    upright = x.reshape(-1, *shape)
+    turned = jnp.stack([jnp.rot90(upright, quarters, (1, 2)) for quarters in range(4)])
+    return turned[known, jnp.arange(len(x))].reshape(x.shape), known
 
 
 class Classifier(nn.Module):
@@ -121,6 +146,19 @@ def features_and_outputs(
     )
 
 
+def share_wrong(
+    model: Classifier,
+    params: Any,
+    images: np.ndarray,
+    targets: Targets,
+    shape: tuple[int, int, int],
+    block: int,
+) -> float:
+    """`wrong` of all test images, uint8 [M, D] as they lie in the set."""
+    shown, known = posed(targets, shape, images, targets.test)
+    return wrong(features_and_outputs(model, params, np.asarray(shown), block)[1], known)
+
+
 def wrong(outputs: np.ndarray, targets: np.ndarray) -> float:
     """The share of labels [N] that outputs [N, classes] miss, or of the variance of factors."""
     if targets.ndim == 1:
@@ -129,7 +167,7 @@ def wrong(outputs: np.ndarray, targets: np.ndarray) -> float:
 
 
 def targets_of(images: ImageSet, directory: str = "") -> Targets | None:
-    """What is known of `images`: true factors, else labels, else None.
+    """What is known of `images`: true factors, else labels, else turns; None of no square ones.
 
     Args:
       images: a set as `data.load` or `data.manifold` returns it.
@@ -152,7 +190,9 @@ def targets_of(images: ImageSet, directory: str = "") -> Targets | None:
         is_test = np.arange(len(labels)) % 5 == 4  # the split of `data.load`
         return Targets("labels", labels[~is_test], labels[is_test], 10)
     if images.name not in idx.IDX_SETS:
-        return None
+        height, width, _ = images.image_shape
+        turns = (np.arange(len(rows), dtype=np.int32) % 4 for rows in (images.train, images.test))
+        return Targets("turns", *turns, 4) if height == width else None
     splits = idx.idx_labels(images.name, directory)
     for split, pixels in (("train", images.train), ("test", images.test)):
         if len(splits[split]) != len(pixels):

@@ -57,7 +57,7 @@ def defaults(name: str) -> ml_collections.ConfigDict:
     balanced.fastest = 2e-3  # nats of log gamma a step, at most
     balanced.patience = 750  # steps without progress before the next latent opens
 
-    # Flow matching on the same latents, another second stage; its rate's decay is the other stages'.
+    # Flow matching on the same latents, another second stage; its rate decays as the others' do.
     flow = config.flow = ml_collections.ConfigDict()
     flow.epochs = 0  # 0: none
     flow.batch_size = 256

@@ -12,6 +12,7 @@ from vaebal.experiments import report
 from vaebal.experiments.generation import figures, tables
 from vaebal.experiments.generation.pipeline import method
 from vaebal.experiments.report import Figure, Row, Section, distinct, rows_with
+from vaebal.generation import classifier
 
 
 def measures(rows: Sequence[Row]) -> dict[str, str]:
@@ -89,18 +90,19 @@ def protocol(config: Any, rows: Sequence[Row], images: ImageSet) -> dict[str, st
     """How the "scores" were made, and what the table of "stages" holds."""
     about, names = rows[0], tables.distances(rows)
     warned = {row[f"gen_{name}_warning"] for row in rows for name in names if f"gen_{name}" in row}
-    labels = about.get("fd_targets") == "labels"
+    kind = about.get("fd_targets", "")
     how = report.protocol(
         "generation",
         config,
         images=images,
-        about=dict.fromkeys(("fd_features", "fd_targets"), "") | about,
+        about={"fd_features": ""} | about,
+        trained=classifier.TRAINED.get(kind, ""),
         train_images=len(images.train),
         test_images=len(images.test),
         shape=" × ".join(map(str, images.image_shape)),
         over_seeds=report.over_seeds(config.train.seeds),
         wrong=about.get("classifier_wrong", 0.0),
-        what="test images it gets wrong" if labels else "variance unexplained",
+        what="variance unexplained" if kind == "factors" else "test images it gets wrong",
         errors=[_spread(name, rows) for name in names],
         whitening="whitened per pixel" if config.eval.whiten else "not whitened",
         measured=_measured(config),

@@ -296,7 +296,9 @@ class Scorer:
             "whiten": self._config.eval.whiten,
             "without_fid": self.without_fid,
             "fid_protocol": "" if self.without_fid else inception.PROTOCOL,
-            "without_fd": "" if classes is not None else "the data has no labels or factors",
+            "without_fd": ""
+            if classes is not None
+            else "the data has no labels or factors, and is not square",
         }
         if classes is not None:
             about |= {"fd_features": self._config.classifier.features, "fd_targets": classes.kind}
@@ -331,11 +333,10 @@ def _image_rows(session: Session, scorer: Scorer) -> list[dict[str, Any]]:
     down = down.reshape(len(test), -1)
     about = {"seed": None, **scorer.about()}
     if session.targets is not None:
-        _, outputs = classifier.features_and_outputs(
-            session.models["classifier"], session.classifier,
-            session_test_bytes(session, scorer), session.config.eval.block,
+        about["classifier_wrong"] = classifier.share_wrong(
+            session.models["classifier"], session.classifier, session_test_bytes(session, scorer),
+            session.targets, session.images.image_shape, session.config.eval.block,
         )  # fmt: skip
-        about["classifier_wrong"] = classifier.wrong(outputs, session.targets.test)
     error = evaluation.mean_estimate(_squared(test, down))
     return [
         {"method": "held-out images", **about, **scorer(test, "gen_")},

@@ -408,7 +408,10 @@ def _stage_loss(
         return stages.vae_loss(model, params, z, eps, target=z, mask=mask)
     x = session.images.decode(batch["images"])
     if stage.kind == "classifier":
-        return classifier.loss(model, params, x, batch["targets"])
+        shown = classifier.posed(
+            session.targets, session.images.image_shape, x, batch["targets"], key
+        )
+        return classifier.loss(model, params, *shown)
     if stage.kind == "ae":
         return stages.autoencoder_loss(model, params, x)
     codes, noise = batch["codes"], latent_noise(key, *batch["codes"].shape)

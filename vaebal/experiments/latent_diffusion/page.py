@@ -13,6 +13,7 @@ from vaebal.data import ImageSet
 from vaebal.experiments import report
 from vaebal.experiments.latent_diffusion.stages import CLASSIFIER, OPENING, First, Prior
 from vaebal.experiments.report import Figure, Row, Section, Table, column, rows_with, scaled
+from vaebal.generation import classifier
 
 Rows = Mapping[First | Prior, Row]
 Pictures = Mapping[First | Prior, dict[str, np.ndarray]]
@@ -219,6 +220,7 @@ def write(
         "latent_diffusion", config, images=images, train_images=len(images.train),
         test_images=len(images.test), shape=" × ".join(map(str, images.image_shape)),
         over_seeds=report.over_seeds(config.train.seeds), wrong=rows[CLASSIFIER]["wrong"],
+        trained=classifier.TRAINED[rows[CLASSIFIER]["targets"]],
         samples=min(config.eval.samples, len(images.test)),
         ends=sorted(set(column(priors, "steps"))),
         ndb_held_out=next((f"{row['ndb_held_out']:.2f}" for row in priors if "ndb" in row), "–"),

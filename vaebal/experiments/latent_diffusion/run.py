@@ -83,7 +83,8 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
     if targets is None:
         raise InputError(
             f"data.name={images.name!r} has neither labels nor factors to train the features on in "
-            "which samples are compared: use a set that has."
+            f"which samples are compared, and images of {images.image_shape} cannot be turned to "
+            "train them on that: use a set that has, or square images."
         )
     if config.eval.bins > len(images.train):
         raise InputError(

@@ -146,11 +146,11 @@ def evaluate(
         return _prior_row(session, scorer, cell, params)
     params = session.keep(cell, params)
     if cell == CLASSIFIER:
-        _, outputs = classifier.features_and_outputs(
-            session.classifier, params, scorer.as_bytes(session.images.test),
-            session.config.eval.block,
+        wrong = classifier.share_wrong(
+            session.classifier, params, scorer.as_bytes(session.images.test), session.targets,
+            session.images.image_shape, session.config.eval.block,
         )  # fmt: skip
-        return {"wrong": classifier.wrong(outputs, session.targets.test)}, {}
+        return {"wrong": wrong, "targets": session.targets.kind}, {}
     if cell.arm == OPENING:
         return {"gamma": float(jnp.exp(params["log_gamma"])), "open": int(state.homotopy.open)}, {}
     return _first_row(session, scorer, cell, params)

@@ -384,7 +384,9 @@ def _init_classifier(session: Session, member: Member, mean: Any) -> Any:
 
 def _classifier_loss(session: Session, params: Any, batch: Any, at: At) -> tuple[Any, Told]:
     x = session.images.decode(batch["images"])
-    value, metrics = classifier.loss(session.classifier, params, x, batch["targets"])
+    key = stream(at.member.seed, "classifier/turns", at.step)
+    shown = classifier.posed(session.targets, session.images.image_shape, x, batch["targets"], key)
+    value, metrics = classifier.loss(session.classifier, params, *shown)
     return value, Told(metrics)
 
 
