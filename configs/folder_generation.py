@@ -35,8 +35,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.name = "folder_generation_mlp"
         config.train.batch_size = 128
         config.ae.network = "mlp"
-        config.ae.width = 512
+        config.ae.width = 256
         config.ae.blocks = 2
+        config.ae.epochs = config.vae.epochs = config.wae.epochs = 60
         config.vae.spaces = ("pixels", "balanced codes")
         config.classifier.width = 16
         config.classifier.epochs = 10

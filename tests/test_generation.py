@@ -389,13 +389,15 @@ def test_blocks_of_any_size_give_the_whole():
 
 
 @pytest.mark.parametrize(
-    "module",
+    ("module", "variant"),
     [
-        *(celeba128_generation, digits_generation, folder_generation, mnist_generation),
-        rendered64_generation,
+        *((celeba128_generation, variant) for variant in ("", "quick")),
+        *((digits_generation, variant) for variant in ("", "quick")),
+        *((folder_generation, variant) for variant in ("", "mlp", "quick")),
+        *((mnist_generation, variant) for variant in ("", "quick", "codes", "images")),
+        *((rendered64_generation, variant) for variant in ("", "quick")),
     ],
 )
-@pytest.mark.parametrize("variant", ["", "quick"])
 def test_every_config_can_be_meant(module, variant):
     config = module.get_config(variant)
     generation.check(config)

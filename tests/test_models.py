@@ -226,7 +226,7 @@ def test_padding_the_latents_changes_nothing(small_vae, pixels):
                 )
                 return terms.negative_elbo.mean()
 
-            return jax.value_and_grad(value)(_init(model, x, kappa=kappa))
+            return jax.jit(jax.value_and_grad(value))(_init(model, x, kappa=kappa))
 
         (value, gradient), (value_padded, gradient_padded) = (
             loss(small, None, 5),
