@@ -3,8 +3,8 @@
 Command: python main.py --config=configs/folder_generation.py --config.data.folder=FOLDER
          python main.py --config=configs/folder_generation.py:mlp --config.data.folder=FOLDER
          python main.py --config=configs/folder_generation.py:quick --config.data.folder=FOLDER
-Cost: three pipelines of twelve stages (an accelerator; not run whole); mlp, feed-forward nets, three
-of nine, where there are 7,200 images to train on an hour on two CPU cores; quick, one of nine.
+Cost: three pipelines of twelve stages (an accelerator; not run whole); mlp, feed-forward nets,
+three of nine, where there are 7,200 images an hour on two CPU cores; quick, one of nine.
 """
 
 import ml_collections

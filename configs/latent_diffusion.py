@@ -4,6 +4,7 @@ Command: python main.py --config=configs/latent_diffusion.py          (an accele
          python main.py --config=configs/latent_diffusion.py:quick    (digits; two CPU cores)
          python main.py --config=configs/latent_diffusion.py --config.data.name=fashion_mnist
          python main.py --config=configs/latent_diffusion.py:rendered64   (scenes of 8 factors)
+         python main.py --config=configs/latent_diffusion.py:folder --config.data.folder=FOLDER
 Cost: 27,000 steps of 15 autoencoders of 3.2 M parameters, 15,000 of 15 priors of 1.8 M, and 60 sets
 of samples: eight minutes on an H100 that did as much besides; quick, with four second stages, some
 eight on two CPU cores.
@@ -16,7 +17,7 @@ from vaebal.experiments.latent_diffusion import fields
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    schema.check_variant("latent_diffusion", variant, ("", "quick", "rendered64"))
+    schema.check_variant("latent_diffusion", variant, ("", "quick", "rendered64", "folder"))
     config = fields.defaults("latent_diffusion")
     config.model.latents = 50
     config.model.width = 512
@@ -45,6 +46,17 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.prior.epochs = (3, 6, 12, 24, 48, 96, 192)
         config.classifier.width = 32
         config.classifier.epochs = 20
+    if variant == "folder":  # the autoencoder of folder_gamma, on photographs of one's own
+        config.name = "latent_diffusion_folder"
+        config.data.name = "folder"
+        config.model.latents = 64
+        config.model.pool = 2
+        config.train.patience = 250
+        config.train.epochs = 90
+        config.train.adaptive_epochs = 60
+        config.prior.stages = ("flow 256",)
+        config.prior.epochs = (9, 36, 144)
+        config.classifier.width = 16
     if variant == "quick":
         config.name = "latent_diffusion_quick"
         config.model.products = "float32"

@@ -3,14 +3,18 @@
 import json
 import shutil
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
 from configs import latent_diffusion
+from vaebal.data import ImageSet
 from vaebal.diagnosis import implied_gamma
 from vaebal.errors import InputError
-from vaebal.experiments.latent_diffusion import page, run, scores
-from vaebal.experiments.latent_diffusion.stages import First, Prior
+from vaebal.experiments.latent_diffusion import page, run, scores, stages
+from vaebal.experiments.latent_diffusion.stages import CLASSIFIER, First, Prior
+from vaebal.generation import classifier
+from vaebal.training import member_params
 
 ARMS = ("kl 1e-6", "adaptive", "none", "kl 1e-6 as adaptive")
 
@@ -92,6 +96,41 @@ def test_judging_a_prior_on_the_way_changes_nothing(finished, tmp_path):
     (tmp_path / "run/config.json").write_text(json.dumps(kept))
     again = without_times(run.run(config, str(tmp_path / "run")))
     assert again == [row for row in without_times(rows) if row.get("after") != 1]
+
+
+def test_of_data_without_labels_the_features_tell_how_far_images_were_turned(tmp_path):
+    """Three epochs on an edge that is dark above: a guess is wrong in three of four."""
+    config = tiny()
+    config.train.seeds, config.train.batch_size, config.classifier.batch_size = (0,), 32, 32
+    config.classifier.learning_rate = 1e-2
+    rng = np.random.default_rng(0)
+    edge = np.repeat(np.linspace(0.2, 0.8, 8), 8)
+    rows = (255 * (edge + 0.05 * rng.normal(size=(480, 64)))).clip(0, 255).astype(np.uint8)
+    images = ImageSet("folder", rows[:400], rows[400:], (8, 8, 1))
+    session = stages.Session(config, tmp_path, images, classifier.targets_of(images))
+    program = session.program(CLASSIFIER.name, [CLASSIFIER])
+    schedule = session.schedule([CLASSIFIER])
+    state, _ = program.run(program.init(), schedule.epochs * schedule.steps)
+    params = member_params(state, 0)
+    row, _ = scores.evaluate(session, scores.Scorer(session), CLASSIFIER, params, state)
+    assert row["targets"] == "turns"
+    assert row["wrong"] < 0.1
+
+
+def test_where_images_may_not_be_shown_the_figure_holds_samples_alone():
+    config, images = tiny(), ImageSet("folder", np.zeros((4, 64)), np.zeros((4, 64)), (8, 8, 1))
+    some = np.zeros((3, 64), np.uint8)
+    pictures = {
+        First("adaptive", 0): {"images": some, "rec": some, "normal": some},
+        Prior("adaptive", 0, "flow 8", 3): {"samples": some},
+    }
+    made = ["N(0, I) decoded, adaptive", "prior's, adaptive"]
+    for only, said in ((False, ["test images", "reconstructed, adaptive", *made]), (True, made)):
+        config.eval.samples_only = only
+        figure = page.draw_samples(config, pictures, images)
+        told = [text.get_text() for axis in figure.axes for text in axis.texts]
+        assert [text.replace("\n", " ") for text in told] == said
+        plt.close(figure)
 
 
 def test_more_bins_than_images_are_refused_before_any_work(tmp_path):

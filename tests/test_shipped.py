@@ -16,7 +16,18 @@ from vaebal.experiments import shipped
 # ml_collections loads a config's file by what Python deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module.*:DeprecationWarning")
 
-VARIANTS = ("", "quick", "hard", "wide", "seeds", "spheres", "starts", "rendered64")
+VARIANTS = (
+    "",
+    "quick",
+    "hard",
+    "wide",
+    "seeds",
+    "spheres",
+    "starts",
+    "rendered64",
+    "mlp",
+    "folder",
+)
 
 
 def parsed(command: str) -> ml_collections.ConfigDict:

@@ -8,7 +8,7 @@ from vaebal.experiments.schema import data_section
 # Fields that change no number: where things lie, how often they are saved or shown.
 FREE = frozenset(
     {
-        *("data.dir", "data.folder", "data.bad", "eval.pictures"),
+        *("data.dir", "data.folder", "data.bad", "eval.pictures", "eval.samples_only"),
         *("train.epochs_per_chunk", "train.epochs_per_checkpoint"),
     }
 )
@@ -74,4 +74,6 @@ def defaults(name: str) -> ml_collections.ConfigDict:
     config.eval.neighbours = 5  # k of precision, recall, density and coverage
     config.eval.block = 1000  # images computed at a time
     config.eval.pictures = 12
+    # True: figures show samples alone, no image of the data and nothing made from one.
+    config.eval.samples_only = False
     return config

@@ -190,17 +190,20 @@ def draw_steps(config: Any, rows: Rows) -> plt.Figure:
 
 
 def draw_samples(config: Any, pictures: Pictures, images: ImageSet) -> plt.Figure:
-    """Test images, and for every arm reconstructions, N(0, I) decoded, and the prior's samples."""
+    """Test images, and for every arm reconstructions, N(0, I) decoded, and the prior's samples.
+
+    With `eval.samples_only` nothing of an image of the data.
+    """
     drawn: list[tuple[str, np.ndarray]] = []
+    made = [("normal", "N(0, I) decoded"), ("samples", "prior's")]
+    made = made if config.eval.samples_only else [("rec", "reconstructed"), *made]
     for arm in config.train.arms:
         for cell, content in pictures.items():
             if cell.arm != arm:
                 continue
-            if not drawn and "images" in content:
+            if not (drawn or config.eval.samples_only) and "images" in content:
                 drawn.append(("test images", content["images"] / 255))
-            for key, name in (
-                ("rec", "reconstructed"), ("normal", "N(0, I) decoded"), ("samples", "prior's")
-            ):  # fmt: skip
+            for key, name in made:
                 drawn += [(f"{name}, {arm}", content[key] / 255)] if key in content else []
     return report.image_grid(drawn, images.image_shape, "uncurated: the first of each")
 
