@@ -27,6 +27,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.vae_plus.width = 1024
     config.balanced.epochs, config.balanced.settled_epochs = 20, 10
     config.balanced.patience = 3_000
+    config.classifier.width = 32
+    config.classifier.epochs = 5
     config.eval.reference_images = 50_000
     config.eval.samples = 10_000
     config.eval.whiten = True
@@ -40,6 +42,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.vae.epochs = config.wae.epochs = 1
         config.vae_plus.epochs = 5
         config.vae_plus.width = 256
+        config.classifier.width, config.classifier.epochs = 16, 1
         config.eval.reference_images = 5_000
         config.eval.samples = 1_000
         config.eval.bins = (100,)
