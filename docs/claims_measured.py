@@ -355,6 +355,26 @@ def second_stage(source: Source) -> Found:
     return Found(text, "direction only" if ahead else "not reached")
 
 
+def bins_that_differ(source: Source) -> Found:
+    """NDB/K of samples, for every K that was measured."""
+    bins = sorted(int(key.removeprefix("gen_ndb_")) for key in source.rows[0] if "gen_ndb_" in key)
+    each = {
+        name: [column(source.only(method=name), f"gen_ndb_{k}") for k in bins]
+        for name in ("VAE+", "VAE", "WAE-MMD", "Downsample", "held-out images")
+    }
+    told = [
+        f"{name} {', '.join(with_spread(values, 2) for values in by_bins)}"
+        for name, by_bins in each.items()
+    ]
+    ahead = all(
+        apart(ours, theirs)
+        for name in ("VAE", "WAE-MMD")
+        for ours, theirs in zip(each["VAE+"], each[name], strict=True)
+    )
+    text = f"NDB/{', '.join(map(str, bins))} of samples: {'; '.join(told)}"
+    return Found(text, "direction only" if ahead else "not reached")
+
+
 def without_second_stage(source: Source) -> Found:
     """The nearest samples of a VAE's own prior against the nearest that any second one draws."""
     each = {
