@@ -5,7 +5,7 @@ Command: python main.py --config=configs/mnist_generation.py         (an acceler
          python main.py --config=configs/mnist_generation.py:quick   (two CPU cores)
          python main.py --config=configs/mnist_generation.py:codes   (VAEs on codes, as long each)
          python main.py --config=configs/mnist_generation.py:images  (VAEs on images, as long each)
-Cost: three pipelines each, half an hour on two CPU cores (quick, codes) or an hour (images).
+Cost: three pipelines each, half an hour on two CPU cores (quick, codes) or two hours (images).
 The first has not been run whole.
 """
 
