@@ -372,7 +372,7 @@ def bins_that_differ(source: Source) -> Found:
         for ours, theirs in zip(each["VAE+"], each[name], strict=True)
     )
     text = f"NDB/{', '.join(map(str, bins))} of samples: {'; '.join(told)}"
-    return Found(text, "direction only" if ahead else "not reached")
+    return Found(text, reproduced(ahead))
 
 
 def without_second_stage(source: Source) -> Found:
