@@ -52,7 +52,7 @@ def pytest_unconfigure():
 
 @pytest.fixture(autouse=True, scope="module")
 def forgotten():
-    """What a module has traced serves no other: without it a worker takes 2 GB, not 5."""
+    """What a module has traced serves no other, and makes every later collection of garbage slow."""
     yield
     jax.clear_caches()
     gc.collect()
