@@ -1,6 +1,5 @@
 """Shared by all tests: small problems, and JAX set to refuse what is usually a mistake."""
 
-import gc
 import os
 import shutil
 import signal
@@ -48,14 +47,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def pytest_unconfigure():
     if OWN_CACHE:
         shutil.rmtree(COMPILED["jax_compilation_cache_dir"], ignore_errors=True)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def forgotten():
-    """What a module has traced serves no other, and makes every later collection of garbage slow."""
-    yield
-    jax.clear_caches()
-    gc.collect()
 
 
 @pytest.fixture(scope="session")
