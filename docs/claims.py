@@ -334,6 +334,11 @@ OURS = [
         )
         for name, stage, folder, command in (
             ("flow matching, MNIST", "flow 512", *2 * ("latent_diffusion",)),
+            (
+                "flow matching, photographs of faces (LFW), 32×32",
+                "flow 256",
+                *("faces_latent_diffusion", "latent_diffusion:folder --config.data.resolution=32"),
+            ),
             *(
                 (f"{kind}, digits", stage, "latent_diffusion_quick", "latent_diffusion:quick")
                 for kind, stage in (
