@@ -113,7 +113,7 @@ def test_of_data_without_labels_the_features_tell_how_far_images_were_turned(tmp
     state, _ = program.run(program.init(), schedule.epochs * schedule.steps)
     params = member_params(state, 0)
     row, _ = scores.evaluate(session, scores.Scorer(session), CLASSIFIER, params, state)
-    assert row["targets"] == "turns"
+    assert session.targets.kind == "turns"
     assert row["wrong"] < 0.1
 
 

@@ -44,10 +44,16 @@ class Targets(NamedTuple):
 def posed(
     targets: Targets, shape: tuple[int, int, int], x: Array, known: Array, key: Array | None = None
 ) -> tuple[Array, Array]:
-    """A batch x [B, D] as it is shown, and what is to be told of it, of the rows `known` [B, ...].
+    """A batch as it is shown, [B, D], and what is to be told of it, [B] or [B, r].
 
     Of kind "turns" every image is turned by its right angles and, given a key, by as many more as
-    are drawn; of the others nothing is done.
+    are drawn (Gidaris et al., 2018); of the others nothing is done.
+
+    Args:
+      shape: (height, width, channels) of an image, square for "turns".
+      x: [B, D], pixels of any type.
+      known: the batch's rows of `targets`.
+      key: of the turns drawn; None turns by `known` alone.
     """
     if targets.kind != "turns":
         return x, known
@@ -154,7 +160,11 @@ def share_wrong(
     shape: tuple[int, int, int],
     block: int,
 ) -> float:
-    """`wrong` of all test images, uint8 [M, D] as they lie in the set."""
+    """`wrong` of all test images [M, D] as they lie in the set, each once; shape as in `posed`.
+
+    Raises:
+      ValueError: images that are not uint8.
+    """
     shown, known = posed(targets, shape, images, targets.test)
     return wrong(features_and_outputs(model, params, np.asarray(shown), block)[1], known)
 
@@ -167,7 +177,7 @@ def wrong(outputs: np.ndarray, targets: np.ndarray) -> float:
 
 
 def targets_of(images: ImageSet, directory: str = "") -> Targets | None:
-    """What is known of `images`: true factors, else labels, else turns; None of no square ones.
+    """What is known of `images`: true factors, else labels, else turns, if square; else None.
 
     Args:
       images: a set as `data.load` or `data.manifold` returns it.

@@ -13,7 +13,6 @@ from vaebal.data import ImageSet
 from vaebal.experiments import report
 from vaebal.experiments.latent_diffusion.stages import CLASSIFIER, OPENING, First, Prior
 from vaebal.experiments.report import Figure, Row, Section, Table, column, rows_with, scaled
-from vaebal.generation import classifier
 
 Rows = Mapping[First | Prior, Row]
 Pictures = Mapping[First | Prior, dict[str, np.ndarray]]
@@ -209,7 +208,13 @@ def draw_samples(config: Any, pictures: Pictures, images: ImageSet) -> plt.Figur
 
 
 def write(
-    config: Any, path: Path, rows: Rows, stopped: str, pictures: Pictures, images: ImageSet
+    config: Any,
+    path: Path,
+    rows: Rows,
+    stopped: str,
+    pictures: Pictures,
+    images: ImageSet,
+    trained: str,
 ) -> None:
     """Writes the page, rows and figures into `path`; prints the tables and what was seen.
 
@@ -217,14 +222,15 @@ def write(
       rows: of the finished cells.
       stopped: a sentence on the others, or "".
       pictures: of the cells of `pictured`.
+      images: for their name, number and shape.
+      trained: what the features' network was trained on, see `classifier.TRAINED`.
     """
     autoencoders, priors = firsts(rows), prior_rows(rows)
     how = report.protocol(
         "latent_diffusion", config, images=images, train_images=len(images.train),
         test_images=len(images.test), shape=" × ".join(map(str, images.image_shape)),
         over_seeds=report.over_seeds(config.train.seeds), wrong=rows[CLASSIFIER]["wrong"],
-        trained=classifier.TRAINED[rows[CLASSIFIER]["targets"]],
-        samples=min(config.eval.samples, len(images.test)),
+        trained=trained, samples=min(config.eval.samples, len(images.test)),
         ends=sorted(set(column(priors, "steps"))),
         ndb_held_out=next((f"{row['ndb_held_out']:.2f}" for row in priors if "ndb" in row), "–"),
     )  # fmt: skip

@@ -95,7 +95,7 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
     checks.batch_size(config, images, members)
     path = inputs.open_run(config, workdir, images)
     session = Session(config, path, images, targets)
-    scorer = Scorer(session)
+    scorer, trained = Scorer(session), classifier.TRAINED[targets.kind]
     print(
         f"{config.name}: {len(config.train.arms)} arms × {members} seeds, {len(session.groups)} "
         f"groups, on {images.name} ({len(images.train)} training and {len(images.test)} test "
@@ -114,6 +114,6 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
 
     def write(finished: dict[First | Prior, dict[str, Any]], stopped: str) -> None:
         pictures = {cell: session.cells.arrays(cell) for cell in page.pictured(config, finished)}
-        page.write(config, path, finished, stopped, pictures, images)
+        page.write(config, path, finished, stopped, pictures, images, trained)
 
     return runner.report_all(rows, "Lower train.learning_rate or prior.learning_rate", write)

@@ -150,7 +150,7 @@ def evaluate(
             session.classifier, params, scorer.as_bytes(session.images.test), session.targets,
             session.images.image_shape, session.config.eval.block,
         )  # fmt: skip
-        return {"wrong": wrong, "targets": session.targets.kind}, {}
+        return {"wrong": wrong}, {}
     if cell.arm == OPENING:
         return {"gamma": float(jnp.exp(params["log_gamma"])), "open": int(state.homotopy.open)}, {}
     return _first_row(session, scorer, cell, params)
