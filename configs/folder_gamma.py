@@ -2,8 +2,8 @@
 
 Command: python main.py --config=configs/folder_gamma.py --config.data.folder=FOLDER
          python main.py --config=configs/folder_gamma.py:quick --config.data.folder=FOLDER
-Cost: 9 runs of 60 epochs, where there are 7,200 images to train on half an hour on two CPU cores
-with --config.data.resolution=32, and at 64, not run whole, more than an hour; quick, a minute.
+Cost: 9 runs of 60 epochs; where there are 7,200 images to train on, at 128 pixels four minutes on
+an H100 that did as much besides, and at 32 half an hour on two CPU cores; quick, a minute.
 """
 
 import ml_collections

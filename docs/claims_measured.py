@@ -228,6 +228,24 @@ def front(source: Source) -> Found:
     return Found("; ".join(dict.fromkeys(told)), verdict)
 
 
+def settled_against_plain(source: Source) -> Found:
+    """At every count: the error on test images, and in training, of all three."""
+    told, so = [], []
+    for arm in order.arms_of(source.rows, "settled"):
+        ended = arm.removeprefix("settled after ")
+        arms = (ended, arm, f"plain 5e-3 after {ended}")
+        each = [source.only(arm=name) for name in arms]
+        errors = [np.mean(column(rows, "error_mean")) for rows in each]
+        texts = [
+            f"{scaled(column(rows, 'error_mean'))} (training {scaled(column(rows, 'error_train'))})"
+            for rows in each
+        ]
+        count = with_spread(column(each[1], order.ACTIVE), 1)
+        told.append(f"{count} latents: from {texts[0]} to {texts[1]}, plain {texts[2]}")
+        so.append(errors[1] <= min(errors))
+    return Found("; ".join(told), holds(all(so)) if all(so) == any(so) else "in part")
+
+
 def superset(source: Source) -> Found:
     """How many runs keep too many latents with a learned variance, and how many adaptive ones."""
     theirs, ours = source.only(arm="theirs"), source.only(arm="ours, adaptive")

@@ -87,7 +87,9 @@ class Source(NamedTuple):
         names = [str(name) for name in self.over("data") + self.over("kind")]
         ranks = [str(rank) for rank in self.over("rank") if rank]
         noise = [short(noise) for noise in self.over("noise") if noise]
-        steps = self.over("steps")
+        # A plain VAE's are those of two arms: of one that opens latents and of one that goes on.
+        own = [row for row in self.rows if not str(row.get("arm", "")).startswith("plain")]
+        steps = [row["steps"] for row in own if row.get("steps") is not None]
         told = [", ".join(names), f"r = {', '.join(ranks)}" if ranks else ""]
         told += [f"noise {', '.join(noise)}" if noise else ""]
         told += [f"{max(steps):,} steps" if steps else ""]
