@@ -208,3 +208,11 @@ def test_protocols_are_filled_from_the_config_and_must_fit_it(monkeypatch, tmp_p
         report.protocol("any", config)
     with pytest.raises(AttributeError, match="kappas"):
         report.protocol("any", ConfigDict({"train": {"rate": 1.0}, "n": 3}), computed="so")
+
+
+def test_a_page_tells_where_its_rows_were_trained_not_where_it_is_written():
+    """Rows of old pages do not say, and are taken for this machine's."""
+    old = {"train_seconds": 2.0}
+    rows = [old | {"device": name} for name in ("1 × TPU", "1 × GPU", "1 × TPU")]
+    assert report.training_took(rows) == "Training took 6 s in all on 1 × TPU and 1 × GPU."
+    assert report.training_took([old]) == f"Training took 2 s in all on {report.device()}."

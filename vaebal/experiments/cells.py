@@ -256,6 +256,7 @@ def _finish(
         "steps": int(state.step),
         "batch_size": schedule.batch_size,
         "train_seconds": seconds,
+        "device": report.device(),
     }
     # The row last: its presence says that the cell is finished.
     cells.write_row(cell, cell._asdict() | row | told)
