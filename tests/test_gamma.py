@@ -308,6 +308,7 @@ def test_a_run_that_stops_takes_with_it_those_that_need_its_gamma_and_no_other(
     finished, tmp_path, monkeypatch
 ):
     _, whole = finished
+    arms = ("adaptive", "fixed at adaptive", "settled after adaptive", "learned 1e-2")
     member = gamma.Programs.member
 
     def spoiled(programs, run):
@@ -315,12 +316,12 @@ def test_a_run_that_stops_takes_with_it_those_that_need_its_gamma_and_no_other(
         return member(programs, run)._replace(**{"gamma": math.nan} if lost else {})
 
     monkeypatch.setattr(gamma.Programs, "member", spoiled)
-    config = tiny(data__ranks=(2,))
+    config = tiny(data__ranks=(2,), train__arms=arms)
     with pytest.raises(Diverged) as error:
         gamma.run(config, str(tmp_path))
     said = str(error.value)
     assert said in (tmp_path / "table.md").read_text().splitlines()
-    stopped = [arm for arm in ARMS if "adaptive" in arm]
+    stopped = [arm for arm in arms if "adaptive" in arm]
     for arm in stopped:
         folder = tmp_path / "runs" / (name := gamma.Run(arm, 2, 1).name)
         row = {"arm": arm, "rank": 2, "seed": 1, "stopped": 0}
@@ -328,7 +329,7 @@ def test_a_run_that_stops_takes_with_it_those_that_need_its_gamma_and_no_other(
         assert f"{name} (step 0)" in said
         assert not (folder / "history.jsonl").exists()
     rows = json.loads((tmp_path / "rows.json").read_text())
-    assert len(rows) == 2 * len(ARMS) - len(stopped)
+    assert len(rows) == 2 * len(arms) - len(stopped)
     for row in rows:
         expected = whole[row["arm"], 2, row["seed"]]
         for name in ("gamma", "error_mean", "negative_elbo"):

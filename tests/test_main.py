@@ -249,16 +249,18 @@ def test_other_images_under_a_finished_run_are_refused(finished, monkeypatch):
 
 @pytest.mark.slow
 def test_alone_or_stacked_members_agree(finished, tmp_path, capsys):
-    """Equal up to rounding over the sweep's few steps; one seed of each suffices."""
+    """Equal up to rounding over the sweep's few steps; one kappa and seed of each suffice."""
     from vaebal.data import load
     from vaebal.experiments.kappa_sweep.run import load_member
     from vaebal.measures.evaluation import posterior
 
     _, rows = finished
-    config, path = tiny(**{"train.stack": "none", "train.seeds": (1,)}), tmp_path / "run"
-    again, rows = run(config, str(path)), [row for row in rows if row["seed"] == 1]
-    assert "4 members, one program per member; 3 epochs each" in capsys.readouterr().out
-    assert len(list((path / "checkpoints").iterdir())) == len(rows) == 4
+    config, path = tiny(), tmp_path / "run"
+    config.train.stack, config.train.seeds, config.model.kappas = "none", (1,), (3,)
+    rows = [row for row in rows if (row["seed"], row["kappa"]) == (1, 3)]
+    again = run(config, str(path))
+    assert "2 members, one program per member; 3 epochs each" in capsys.readouterr().out
+    assert len(list((path / "checkpoints").iterdir())) == len(rows) == 2
     for here, there in zip(again, rows, strict=True):
         assert here["error_mean"] == pytest.approx(there["error_mean"], rel=1e-3)
         assert here["nll"] == pytest.approx(there["nll"], rel=1e-3)
