@@ -299,8 +299,9 @@ def pipeline(workdir: Path, *arguments, local_devices: int) -> subprocess.Popen:
     """The generation experiment on the digits, three epochs a stage, as a process."""
     fields = {
         "train.seeds": (0,), "train.batch_size": 256, "train.epochs_per_checkpoint": 2,
-        "flow.epochs": 0, "ae.codes": 4, "vae.spaces": ("pixels",), "classifier.features": 6, "eval.bins": (5,),
-        "eval.samples": 250, "eval.block": 200, "eval.parts": 2, "eval.pictures": 3,
+        "flow.epochs": 0, "ae.codes": 4, "vae.spaces": ("pixels",), "classifier.features": 6,
+        "eval.bins": (5,), "eval.samples": 250, "eval.block": 200, "eval.parts": 2,
+        "eval.pictures": 3,
     }  # fmt: skip
     for section in ("ae", "vae", "vae_plus", "wae", "classifier"):
         fields |= {f"{section}.width": 16, f"{section}.epochs": 3}

@@ -177,7 +177,9 @@ def training_took(rows: Sequence[Row]) -> str:
     """A sentence on how long the rows' training took, and on what; not where it is told from."""
     # Rows of before 0.10 do not say it.
     where = distinct([row for row in rows if "device" in row], "device") or [device()]
-    return f"Training took {sum(column(rows, 'train_seconds')):.0f} s in all on {' and '.join(where)}."
+    return (
+        f"Training took {sum(column(rows, 'train_seconds')):.0f} s in all on {' and '.join(where)}."
+    )
 
 
 def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
