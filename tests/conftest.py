@@ -1,5 +1,6 @@
 """Shared by all tests: small problems, and JAX set to refuse what is usually a mistake."""
 
+import gc
 import os
 import shutil
 import signal
@@ -77,6 +78,21 @@ def pixels():
     found = (1 / (1 + np.exp(-raw))).astype(np.float32)
     found.flags.writeable = False
     return found
+
+
+@pytest.fixture(scope="module")
+def frozen():
+    """What earlier tests keep is looked through no more: a second each time, at the end of many."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
+def nothing_left_behind(frozen):
+    """What a test's garbage has to say it says here, not in the middle of another file's tests."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture

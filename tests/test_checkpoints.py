@@ -1,6 +1,5 @@
 """What a workdir and its checkpoints promise: whole or refused, never half and never silently."""
 
-import gc
 import os
 import shutil
 import subprocess
@@ -18,19 +17,15 @@ from vaebal.training import checkpoints as module
 from vaebal.training.checkpoints import Checkpoints, fingerprint
 
 # What TensorStore's threads still have to say when a save or a restore has failed.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine .* was never awaited"
-)
+pytestmark = [
+    pytest.mark.usefixtures("nothing_left_behind"),
+    pytest.mark.filterwarnings(
+        "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine .* was never awaited"
+    ),
+]
 
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(autouse=True)
-def nothing_left_behind():
-    """It says so here, and not in the middle of another file's tests."""
-    yield
-    gc.collect()
 
 
 def state(epoch: int):

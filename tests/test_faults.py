@@ -1,6 +1,5 @@
 """What can happen to a run, done to it for real: it ends as if nothing had happened, or says so."""
 
-import gc
 import json
 import os
 import signal
@@ -21,19 +20,15 @@ from vaebal.training import fit
 from vaebal.training.checkpoints import Checkpoints
 
 # What TensorStore's threads still have to say when a save or a restore has failed.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine .* was never awaited"
-)
+pytestmark = [
+    pytest.mark.usefixtures("nothing_left_behind"),
+    pytest.mark.filterwarnings(
+        "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine .* was never awaited"
+    ),
+]
 
 ROOT = Path(__file__).parent.parent
 EPOCHS = 10
-
-
-@pytest.fixture(autouse=True)
-def nothing_left_behind():
-    """It says so here, and not in the middle of another file's tests."""
-    yield
-    gc.collect()
 
 
 @pytest.fixture(scope="module")
