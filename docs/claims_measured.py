@@ -246,6 +246,23 @@ def settled_against_plain(source: Source) -> Found:
     return Found("; ".join(told), holds(all(so)) if all(so) == any(so) else "in part")
 
 
+def generalises(source: Source) -> Found:
+    """The test error over that in training, of the homotopy and of a plain VAE of its count."""
+
+    def ratio(arm: str) -> list[float]:
+        return [row["error_mean"] / row["error_train"] for row in source.only(arm=arm)]
+
+    told, so = [], []
+    for arm in order.arms_of(source.rows, "settled"):
+        ended = arm.removeprefix("settled after ")
+        homotopy, settled, plain = map(ratio, (ended, arm, f"plain 5e-3 after {ended}"))
+        count = with_spread(column(source.only(arm=ended), order.ACTIVE), 1)
+        each = [with_spread(ratios, 2) for ratios in (homotopy, settled, plain)]
+        told.append(f"{count} latents: {each[0]}, gone on with {each[1]}, plain {each[2]}")
+        so.append(apart(homotopy, plain) and apart(settled, plain))
+    return Found("; ".join(told), holds(all(so)) if all(so) == any(so) else "in part")
+
+
 def superset(source: Source) -> Found:
     """How many runs keep too many latents with a learned variance, and how many adaptive ones."""
     theirs, ours = source.only(arm="theirs"), source.only(arm="ours, adaptive")
