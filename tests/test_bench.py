@@ -510,12 +510,13 @@ def test_failing_compiler_is_left_out(torch, monkeypatch, capsys):
         {},
         {"residual": False, "affine_skip": False},
         {"gamma": 0.3},
+        {"linear_variance": True},
         {"activation": jax.nn.relu},
         {"activation": jax.nn.gelu},
         {"activation": jax.nn.softplus},
         {"activation": jax.nn.tanh},
     ],
-    ids=["full", "no skips", "fixed gamma", "relu", "gelu", "softplus", "tanh"],
+    ids=["full", "no skips", "fixed gamma", "linear variance", "relu", "gelu", "softplus", "tanh"],
 )
 def test_torch_net_is_the_same_function(torch, small_vae, pixels, changes):
     """Loss to 1e-5 and every gradient to 1e-4 of its norm, on our parameters and noise."""

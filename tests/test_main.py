@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -20,6 +21,7 @@ from vaebal.data import load
 from vaebal.errors import CheckpointError, Diverged, InputError
 from vaebal.experiments import checks, run
 from vaebal.experiments.kappa_sweep import run as kappa_sweep
+from vaebal.models import init_params
 
 ROOT = Path(__file__).parent.parent
 
@@ -245,6 +247,21 @@ def test_other_images_under_a_finished_run_are_refused(finished, monkeypatch):
     said = r"other data \(name digits, training images 1438, .*\(name digits, training images 1439,"
     with pytest.raises(InputError, match=said):
         run(tiny(), str(finished[0]))
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_the_variance_above_the_priors_grows_as_the_config_says(linear):
+    """sigma^2 = 1 + a, or e^a, where the encoder says a = 4 of x = 0 by its heads' biases."""
+    config = tiny(**{"model.linear_variance": linear, "model.log_var_init": 4.0})
+    model = kappa_sweep.build_model(config, 64, 3, "none")
+    params = init_params(model, jax.random.key(0), jnp.zeros(64))
+    heads = jax.tree.map(jnp.zeros_like, params["encoder"]) | {
+        name: layer for name, layer in params["encoder"].items() if "log_var" in name
+    }
+    _, log_var = model.apply(
+        {"params": params | {"encoder": heads}}, jnp.zeros((1, 64)), method="encode"
+    )
+    np.testing.assert_allclose(log_var, np.log(5.0) if linear else 4.0, rtol=1e-6)
 
 
 @pytest.mark.slow

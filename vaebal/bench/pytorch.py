@@ -144,7 +144,10 @@ def torch_vae(torch: Any, model: GaussianVAE, params: Any) -> Any:
         def encode(self, x):
             for i in range(1, model.encoder.layers):
                 x = activation(self.encoder[f"layer{i}"](x))
-            return self.encoder["mean"](x), self.encoder["log_var"](x)
+            log_var = self.encoder["log_var"](x)
+            if model.linear_variance:
+                log_var = torch.where(log_var > 0, torch.log1p(torch.relu(log_var)), log_var)
+            return self.encoder["mean"](x), log_var
 
         def decode(self, z):
             h = self.decoder["first"](z)

@@ -33,6 +33,9 @@ def defaults(name: str) -> ml_collections.ConfigDict:
     model.branch_scale = 0.0  # residual blocks start as the identity
     model.weights = 1.0  # kernels start at so many times He's and LeCun's
     model.log_var_init = 0.0  # the posterior starts at the prior's variance
+    # Above the prior's variance sigma^2 grows linearly, not exponentially: with hundreds of idle
+    # latents one of them overflows sooner or later.
+    model.linear_variance = False
     model.gamma = 1.0  # decoder variance: where it starts, or its fixed value
     # "tensorfloat32": products as an Nvidia GPU takes float32, for gamma above 1e-5; "bfloat16":
     # of products' factors, for gamma above 1e-4.

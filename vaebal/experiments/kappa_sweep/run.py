@@ -110,6 +110,7 @@ def build_model(config: Any, dim: int, latents: int, *skips: str) -> GaussianVAE
         affine_skip=shared("affine"),
         branch_scale=config.model.branch_scale,
         log_var_init=config.model.log_var_init,
+        linear_variance=config.model.linear_variance,
         products=PRODUCTS[config.model.products],
     )
 
