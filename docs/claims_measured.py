@@ -289,7 +289,7 @@ def _prior_speed(stage: str, source: Source) -> Found:
     of = {"stage": stage} if "stage" in source.rows[0] else {"width": int(stage.split()[1])}
     arms = [source.only(arm=arm, **of) for arm in ("adaptive", "kl 1e-6")]
     last = [rows_with(rows, steps=max(column(rows, "steps"))) for rows in arms]
-    ends = [with_spread(column(rows, "fd"), 1) for rows in last]
+    ends = [scaled(column(rows, "fd")) for rows in last]
     shares = []
     for seed in distinct(arms[0], "seed"):
         best = min(rows_with(arms[1], seed=seed), key=lambda row: row["fd"])
@@ -443,7 +443,7 @@ def opened_against_plain(space: str, kind: str = "VAE") -> Callable[[Source], Fo
             rows = source.only(method=name)
             distances.append(column(rows, "gen_fd"))
             count, error = with_spread(column(rows, "latents"), 1), scaled(column(rows, "error"))
-            far = with_spread(distances[-1], 1)
+            far = scaled(distances[-1])
             told.append(f"{label}: {far} with {count} latents, error {error}")
         return Found("; ".join(told), holds(apart(*distances)))
 
@@ -460,8 +460,8 @@ def reaches_reconstructions(source: Source) -> Found:
     samples, floor = each[name]
     times = np.asarray(samples) / np.asarray(floor)
     text = (
-        f"Fréchet distance (not FID) of samples, {name}: {with_spread(samples, 1)}, of "
-        f"reconstructions {with_spread(floor, 1)}: {with_spread(times, 1)} times"
+        f"Fréchet distance (not FID) of samples, {name}: {scaled(samples)}, of reconstructions "
+        f"{scaled(floor)}: {with_spread(times, 2)} times"
     )
     return Found(text, holds(times.mean() <= 1.5))
 
