@@ -31,7 +31,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.eval.laplace_images = 200
     if variant == "quick":
         config.name = "mnist_kappa_quick"
-        config.model.linear_variance = False
+        config.model.linear_variance = False  # so few epochs go well without
         config.train.seeds = (0,)
         config.train.epochs = 10
         config.train.epochs_per_checkpoint = 5
