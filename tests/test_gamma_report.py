@@ -227,7 +227,11 @@ def closing():
 
 def test_the_headline_figure_shows_the_rows_means(closing):
     rows = some_rows(ranks=(2,))
-    dimensions, mmd, error = figures.draw_speed(rows).axes
+    # What goes on at a count found has no speed, and no place here.
+    counted = [
+        row | {"arm": f"settled after {row['arm']}"} for row in rows_with(rows, arm="adaptive")
+    ]
+    dimensions, mmd, error = figures.draw_speed([*rows, *counted]).axes
     for axis, field in ((dimensions, None), (mmd, "mmd"), (error, "error_mean")):
         lines = [line for line in axis.lines if line.get_marker() in ("o", "*", "x")]
         seen = {line.get_marker(): line.get_xydata() for line in lines}
@@ -244,6 +248,7 @@ def test_the_headline_figure_shows_the_rows_means(closing):
         np.testing.assert_allclose(seen["o"][:, 0], [0.001, 0.01])
         np.testing.assert_allclose(seen["*"][:, 0], math.log(1e4) / 1000)
         assert seen["x"][0, 0] > 0.02
+        assert "D" not in {line.get_marker() for line in axis.lines}
         low, high = axis.get_ylim()
         assert all(low < value < high for points in seen.values() for value in points[:, 1])
 

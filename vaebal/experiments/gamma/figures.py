@@ -140,7 +140,11 @@ def _plot_over_speed(
 
 
 def draw_speed(rows: Sequence[Row]) -> plt.Figure:
-    """The headline: active - r, MMD^2 and error over the speed of gamma's descent, a line an r."""
+    """The headline: active - r, MMD^2 and error over the speed of gamma's descent, a line an r.
+
+    Without the arms whose count another found: how gamma moves does not decide it.
+    """
+    rows = [row for row in rows if order.kind(row["arm"]) not in order.COUNTED]
     known, ranks, margin = order.of_known_rank(rows), order.ranks_of(rows), _margin(rows)
     shades = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(ranks)))
     colours = dict(zip(ranks, shades, strict=True))
@@ -178,8 +182,9 @@ def draw_speed(rows: Sequence[Row]) -> plt.Figure:
     ]
     marks = [plt.Line2D([], [], color="0.25", **style)
              for name, style in MARKS.items() if order.arms_of(rows, name)]  # fmt: skip
-    _legend(figure, lines)
-    _legend(figure, marks, -0.07)
+    if known:
+        _legend(figure, lines)
+    _legend(figure, marks, -0.07 if known else 0.0)
     return figure
 
 

@@ -13,7 +13,8 @@ Key = tuple[str, int, int]  # arm, r, seed
 
 MOVING = ("learned", "adam", "annealed")  # at a speed that the arm says
 STILL = ("fixed", "held")
-ASIDE = ("settled", "plain", *STILL)  # with no speed of descent
+COUNTED = ("settled", "plain")  # at a count that another arm found
+ASIDE = (*COUNTED, *STILL)  # with no speed of descent
 KINDS = ("adaptive", "guarded", *MOVING, *ASIDE)
 ACTIVE = "active_0.01"
 

@@ -119,7 +119,8 @@ def _figures(
 ) -> dict[str, Figure]:
     """Those that the rows have something for, by name."""
     arms, known = order.arms_of(rows), order.of_known_rank(rows)
-    moves = len(arms) > 1 and any(order.kind(arm) not in order.ASIDE for arm in arms)
+    own = [order.kind(arm) for arm in arms if order.kind(arm) not in order.COUNTED]
+    moves = len(own) > 1 and not set(own) <= set(order.ASIDE)
     held = [row for row in known if row["active_latents"]]
     names = FACTORS if images.name == "rendered" else [f"{i}" for i in range(1, 13)]
     traversed = {key: each for key, each in pictures.items() if "traversals" in each}
