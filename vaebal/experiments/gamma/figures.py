@@ -66,10 +66,16 @@ def _legend(figure: plt.Figure, handles: Sequence[Any], height: float = 0.0, mos
 
 
 def _log_ticks(axis: Axis, narrow: str, wide: str | ticker.Formatter) -> None:
-    """Ticks at 1, 2, 5 over up to 50 times, at powers of ten over more, and their formats."""
+    """Ticks at 1, 2, 5 over up to 50 times, at powers of ten over more, and their formats.
+
+    At a few round numbers over less than five times, where these would be one or two.
+    """
     low, high = axis.get_view_interval()
     few = high < 50 * low
-    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if few else (1,)))
+    if high < 5 * low:
+        axis.set_major_locator(ticker.MaxNLocator(4))
+    else:
+        axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if few else (1,)))
     axis.set_major_formatter(narrow if few else wide)
     axis.set_minor_formatter(ticker.NullFormatter())
 
