@@ -41,7 +41,10 @@ napoleon_use_ivar = True
 napoleon_attr_annotations = False
 
 # Under each page, those that follow it in the table of contents.
-FIRST = ("how_to_choose", "diagnose", "in_your_loop", "faq", "claims", "results", "experiments")
+FIRST = (
+    *("how_to_choose", "diagnose", "in_your_loop", "in_your_pytorch_loop"),
+    *("faq", "claims", "results", "experiments"),
+)
 OTHERS = sorted({page.stem for page in Path(__file__).parent.glob("*.md")} - {*FIRST})
 ORDER = {
     "README": (

@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 # Pages of which the Python blocks, one after the other, are a program that checks its own end.
-PROGRAMS = ("in_your_loop.md",)
+PROGRAMS = ("in_your_loop.md", "in_your_pytorch_loop.md")
 RUN_ELSEWHERE = ("diagnose.md",)  # by test_diagnosis_docs
 
 
@@ -87,19 +87,31 @@ def test_a_program_says_itself_what_it_ends_with(page):
     assert re.search(r"^assert ", blocks[-1], re.M)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("page", PROGRAMS)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.torch if "torch" in page else pytest.mark.slow)
+        for page in PROGRAMS
+    ],
+)
 def test_a_program_runs_to_what_it_says_it_ends_with(page, tmp_path):
     """In a process of its own, with JAX's own settings and no warning."""
+    if "torch" in page:
+        pytest.importorskip("torch")
     file = tmp_path / f"{page}.py"
     file.write_text(program_of(page))
     # -O would leave the asserts out; so would a block that was not extracted.
     assert file.read_text().count("assert ") == program_of(page).count("assert ") > 0
-    own = {"PYTHONOPTIMIZE": "", "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    own = {
+        "PYTHONPATH": path,
+        "PYTHONOPTIMIZE": "",
+        "XLA_FLAGS": "",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
+    }
     done = subprocess.run(
         [sys.executable, "-W", "error", str(file)], cwd=tmp_path, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | own,
-        timeout=600, check=False,
+        env=os.environ | own, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout
