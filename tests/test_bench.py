@@ -620,7 +620,7 @@ def test_all_is_all_and_quick_is_less(tmp_path):
 
 @old_loader
 def test_a_page_names_the_command_that_makes_it_and_none_other(tmp_path, monkeypatch):
-    given = ["--what=all", f"--out={tmp_path}", "--quick", "--batch=8,16"]
+    given = ["--what=all", f"--out={tmp_path}", "--quick", "--batch=8,16", "--configs="]
     given.append("--config.train.batch_size=4")
     monkeypatch.setattr(sys, "argv", ["bench", *given])  # where config flags look for fields
     values = flags.FlagValues()

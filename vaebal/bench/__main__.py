@@ -236,7 +236,8 @@ def _on_virtual_devices() -> int:
 
 def command(what: str, given: flags.FlagValues) -> str:
     """The command of one measurement's page, with the flags that were given."""
-    own = [name for name in given if name.partition(".")[0] in OF_A_PAGE and given[name].present]
+    of_it = [name for name in given if name.partition(".")[0] in OF_A_PAGE]
+    own = [name for name in of_it if given[name].present and given[name].value != []]
     return shlex.join(
         ["python", "-m", "vaebal.bench", f"--what={what}", *(given[n].serialize() for n in own)]
     )
