@@ -343,6 +343,10 @@ def test_the_adaptive_homotopy_is_the_guarded_rule_opened_one_by_one():
     rule = homotopy.guarded(0.02, dim=3, release=(1500, 1800))
     expected = trajectory(homotopy.one_by_one(rule, patience=100), steps, mean=mean)
     jax.tree.map(np.testing.assert_array_equal, got, expected)
+    unsaid = trajectory(homotopy.adaptive(3, steps, rate=0.02), steps, mean=mean)
+    said = homotopy.one_by_one(rule, patience=homotopy.patience_of(steps))
+    jax.tree.map(np.testing.assert_array_equal, unsaid, trajectory(said, steps, mean=mean))
+    assert (homotopy.patience_of(steps), homotopy.patience_of(20_000)) == (300, 750)
     assert np.flatnonzero(got.released)[0] == 1501
     assert got.open[-1] == 5
     np.testing.assert_allclose(jnp.exp(got.log_gamma[-1]), 1e-3, rtol=1e-3)

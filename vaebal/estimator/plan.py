@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from vaebal import homotopy
+
 # Latents that there are at first; twice as many where all of them come into use.
 LATENTS = 32
 # Of the rows, held out: the bound on them says when to stop, and all reported numbers are theirs.
@@ -43,6 +45,6 @@ def plan(examples: int, dim: int, max_latents: int | None = None) -> Plan:
         batch_size=min(100, examples),
         steps=steps,
         settle_steps=steps,
-        patience=int(max(0.0375 * steps, 300)),  # 750 in 20,000
+        patience=int(homotopy.patience_of(steps)),
         learning_rate=3e-3,
     )

@@ -11,7 +11,7 @@ in its `State` what gamma and the number of open latents are.
 It imports JAX alone.
 """
 
-from vaebal.homotopy.opener import one_by_one
+from vaebal.homotopy.opener import one_by_one, patience_of
 from vaebal.homotopy.rules import (
     Homotopy,
     Seen,
@@ -36,6 +36,7 @@ __all__ = [
     "guarded",
     "held",
     "one_by_one",
+    "patience_of",
     "prescribed",
     "steady_rate",
 ]
@@ -48,7 +49,7 @@ def adaptive(
     rate: float = 2e-3,
     guard: float = 0.4,
     memory: int = 50,
-    patience: float = 750,
+    patience: float | None = None,
     release: tuple[float, float] = (0.75, 0.9),
 ) -> Homotopy:
     """The adaptive homotopy: guarded, latents opened one by one, released towards the end.
@@ -59,8 +60,10 @@ def adaptive(
     Args:
       dim: D.
       steps: of the whole training; the learning rate should be near 0 at its end.
+      patience: steps; None: `patience_of(steps)`.
       release: shares of the steps between which the guard is let go.
     """
     start, end = release
+    patience = patience_of(steps) if patience is None else patience
     rule = guarded(rate, dim=dim, guard=guard, memory=memory, release=(start * steps, end * steps))
     return one_by_one(rule, patience=patience, memory=memory)

@@ -10,6 +10,8 @@ from vaebal.homotopy.rules import Homotopy, Seen, State
 # A variance has fallen anew where the log of its running mean, over so many times the memory of the
 # estimate itself, is so many nats lower.
 PLATEAU_MEMORY, PLATEAU_FALL = 2, 0.1
+# Patience, where nothing else is said: 750 in 20,000 steps.
+PATIENCE = 0.0375
 # While all is moving fast, a latent waits for this share of the steps so far, and so many at least.
 EARLY_PATIENCE, LEAST_PATIENCE = 0.15, 300
 # A latent is in use where its posterior means vary by a tenth of what the liveliest's do, and by
@@ -17,6 +19,11 @@ EARLY_PATIENCE, LEAST_PATIENCE = 0.15, 300
 # tenth of the prior's variance. Not by a small posterior variance, nor by means that vary by more
 # than it: what Adam's noise makes of an idle latent's decoder column passes for use by both.
 IN_USE, ACTIVE = 0.1, 0.01
+
+
+def patience_of(steps: int) -> float:
+    """The patience that suits a training of so many steps, as far as was tried."""
+    return max(PATIENCE * steps, LEAST_PATIENCE)
 
 
 class Plateau(NamedTuple):
