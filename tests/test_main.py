@@ -73,6 +73,7 @@ def test_a_bad_argument_is_one_sentence_and_exit_code_2(tmp_path):
         ("model.gamma", 0.0, "model.gamma=0.0 must be a finite number above 0"),
         ("model.gamma", -1.0, "model.gamma=-1.0"),
         ("train.gamma_rule", "fast", "train.gamma_rule='fast'"),
+        ("train.beta2", 1.0, "train.beta2=1.0 must lie between 0 and 1"),
         ("train.gamma_rate", float("nan"), "train.gamma_rate=nan"),
         ("train.learning_rate", 0.0, "train.learning_rate=0.0"),
         ("train.batch_size", 0, "train.batch_size=0 must be an integer"),

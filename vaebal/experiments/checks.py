@@ -43,6 +43,14 @@ def positive_numbers(config: Any, *fields: str, zero: bool = False) -> None:
             raise InputError(f"{field}={value!r} must be {bound}.")
 
 
+def fractions(config: Any, *fields: str) -> None:
+    """Each field lies between 0 and 1, and is neither."""
+    for field in fields:
+        value = _value(config, field)
+        if not 0 < value < 1:
+            raise InputError(f"{field}={value!r} must lie between 0 and 1.")
+
+
 def one_of(config: Any, field: str, choices: Sequence[str]) -> None:
     """The field is one of `choices`."""
     value = _value(config, field)

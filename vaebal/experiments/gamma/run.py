@@ -90,8 +90,7 @@ def check(config: Any) -> None:
         "train.weight_decay", zero=True,
     )  # fmt: skip
     checks.positive_integers(config, "eval.laplace_images", zero=True)
-    if not 0 < config.train.beta2 < 1:
-        raise InputError(f"train.beta2={config.train.beta2!r} must lie between 0 and 1.")
+    checks.fractions(config, "train.beta2")
     checks.one_of(config, "model.network", NETWORKS)
     checks.one_of(config, "model.activation", tuple(ACTIVATIONS))
     checks.one_of(config, "model.products", tuple(PRODUCTS))

@@ -71,8 +71,7 @@ def check(config: Any) -> None:
         "train.final_learning_rate", "train.warmup_steps", "wae.weight",
         "eval.reference_images", "eval.samples", zero=True,
     )  # fmt: skip
-    if not 0 < config.balanced.beta2 < 1:
-        raise InputError(f"balanced.beta2={config.balanced.beta2!r} must lie between 0 and 1.")
+    checks.fractions(config, "balanced.beta2")
     checks.one_of(config, "train.activation", tuple(ACTIVATIONS))
     checks.one_of(config, "ae.network", NETWORKS)
     if not isinstance(config.eval.parts, int) or config.eval.parts < 2:

@@ -49,6 +49,7 @@ def defaults(name: str) -> ml_collections.ConfigDict:
     train.final_learning_rate = 2e-5
     train.warmup_steps = 200
     train.clip_norm = 20.0  # of gamma times the gradient; stops the rare spike
+    train.beta2 = 0.999  # Adam's; nearer to 0 a spike is sooner forgotten
     # "closed_form" (towards the batch's E|x - x_hat|^2 / d), "adam" or "fixed".
     train.gamma_rule = "closed_form"
     train.gamma_rate = 5e-3  # at most so many nats of log gamma a step: the homotopy's speed

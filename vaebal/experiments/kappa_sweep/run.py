@@ -79,6 +79,7 @@ def check(config: Any) -> None:
         config, "model.gamma", "model.weights", "train.learning_rate", "train.clip_norm"
     )
     checks.positive_numbers(config, "model.branch_scale", zero=True)
+    checks.fractions(config, "train.beta2")
     checks.positive_numbers(config, "train.final_learning_rate", "train.warmup_steps", zero=True)
     checks.positive_integers(config, "eval.laplace_images", zero=True)
     checks.one_of(config, "model.activation", tuple(ACTIVATIONS))
@@ -222,6 +223,7 @@ def recipe(config: Any, images: ImageSet, cells: Sequence[Cell]) -> Recipe:
         warmup_steps=train.warmup_steps,
         total_steps=train.epochs * steps_per_epoch(len(images.train), train.batch_size),
         clip_norm=train.clip_norm,
+        beta2=train.beta2,
     )
     members = [
         Member(

@@ -55,10 +55,7 @@ def _check_part(config: Any, part: str) -> None:
             f"{part}.smoothing_end={config[part].smoothing_end!r} must not exceed "
             f"{part}.smoothing_start={config[part].smoothing_start!r}: smoothing falls."
         )
-    if not 0 < config[part].active_share < 1:
-        raise InputError(
-            f"{part}.active_share={config[part].active_share!r} must lie between 0 and 1."
-        )
+    checks.fractions(config, f"{part}.active_share")
 
 
 def _check_ranks(config: Any) -> None:
