@@ -15,7 +15,7 @@ from vaebal.estimator import rows
 def command(monkeypatch, capsys):
     """Runs `vaebal ARGUMENTS` here; (exit code, stdout, stderr)."""
     monkeypatch.setattr(command_line, "speak_anywhere", lambda: None)
-    monkeypatch.setattr(command_line, "leave_on_interrupt", lambda: None)
+    monkeypatch.setattr(command_line, "leave_on_interrupt", lambda **_: None)
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["vaebal", *map(str, arguments)])
@@ -54,6 +54,34 @@ def test_a_model_is_never_overwritten(command, tmp_path):
     assert "exists: name another file" in said
 
 
+@pytest.mark.parametrize("command_of", ["fit", "diagnose"])
+def test_a_place_where_nothing_can_be_written_is_told_before_any_work(
+    command, tmp_path, monkeypatch, command_of
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(rows, "read", None)  # would fail if called
+    monkeypatch.setattr(rows, "from_archive", None)
+    place = tmp_path / "file" / "x.npz"
+    flag = {"fit": f"--out={place}", "diagnose": f"--json={place}"}[command_of]
+    code, _, said = command(command_of, "data.npz", flag)
+    assert code == 2
+    assert "nothing can be written in" in said
+    assert "name another place" in said
+
+
+def test_bad_data_are_one_sentence_of_the_command_too(command, tmp_path):
+    np.save(tmp_path / "nan.npy", np.full((20, 3), np.nan))
+    code, _, said = command("fit", tmp_path / "nan.npy", f"--out={tmp_path / 'model.npz'}")
+    assert code == 2
+    assert "Input X contains NaN. Leave those samples out" in said
+    np.savez(tmp_path / "o.npz", x=np.ones((9, 2)), x_hat=np.ones((9, 2)), mean=np.ones((9, 2)),
+             log_var=np.ones((9, 2)), gamma=1.0)  # fmt: skip
+    code, _, said = command("diagnose", tmp_path / "o.npz")
+    assert code == 2
+    assert "x has 9 examples; give at least" in said
+    assert len(said.strip().splitlines()) == 1
+
+
 def test_outputs_of_a_vae_are_diagnosed(command, tmp_path):
     """Two of four latents on a plane, at Theorem 1's optimum; the same with one switched off."""
     rng = np.random.default_rng(0)
@@ -72,6 +100,10 @@ def test_outputs_of_a_vae_are_diagnosed(command, tmp_path):
     assert code == 0
     assert said.startswith("balanced")
     assert report.stat().st_size > 100
+    code, _, refused = command("diagnose", file, f"--figure={tmp_path / 'a.foo'}")
+    assert code == 2
+    assert "must end with one of" in refused
+    assert command("diagnose", file, "--kl-weight=1e-3")[0] == 2  # the file says gamma
 
     mean[:, 1] = log_var[:, 1] = 0
     x_hat = mean[:, :2] * np.sqrt(variances - gamma) @ basis.T

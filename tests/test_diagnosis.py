@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vaebal.diagnosis import diagnose, inputs
+from vaebal.diagnosis import diagnose, evidence, inputs
 from vaebal.diagnosis.repeats import told_by_others
 from vaebal.diagnosis.verdict import redundancy, repeating
+from vaebal.errors import InputError
 
 SIZE, PIXELS, NOISE = 1500, 24, 0.02
 SPECTRUM = np.array([1.0, 0.7, 0.5, 0.3])  # of the signal, r = 4
@@ -194,6 +195,8 @@ def test_what_is_told_by_the_others_is_the_share_of_variance():
     twice, _ = told_by_others(np.concatenate([z[:500], z[:500]]))
     np.testing.assert_array_equal(twice, told_by_others(z[:500])[0])
     np.testing.assert_array_equal(told_by_others(z[:, :1]), 0)
+    still, _ = told_by_others(np.pad(z[:500], ((0, 0), (0, 1))))  # a latent that does not vary
+    np.testing.assert_array_equal(still, [*told_by_others(z[:500])[0], np.nan])
 
 
 def test_of_many_latents_those_of_largest_variance_are_looked_at():
@@ -394,6 +397,13 @@ LOG_VAR = affine_vae()["log_var"]
         (_broken(log_var=None, variance=0 * LOG_VAR), "deterministic encoder"),
         (_broken(gamma=-1.0), "gamma=-1.0 must be one positive"),
         (_broken(gamma=np.ones(3)), "must be one positive"),
+        (_broken(gamma="small"), "gamma='small' must be one positive"),
+        (_broken(gamma=1j), "gamma=1j must be one positive"),
+        (_broken(gamma=None, loss=1e-3), "loss=0.001 must be a dictionary"),
+        (_broken(seed=-1), "seed=-1 must be an integer"),
+        (_broken(x_hat_sampled=X), "x_hat_sampled is x itself"),
+        (_broken(x=np.ma.masked_greater(X, 0.5)), "x has masked values"),
+        (_broken(x=np.round(X[:1] * np.eye(2)[np.arange(SIZE) % 2, :1])), "x has 2 different rows"),
         (_broken(loss={"kl_weight": 1.0}), "gamma and loss both say"),
         (_broken(gamma=None, loss={"weight": 1.0}), "is not understood"),
         (_broken(gamma=None, loss={"error": "bce"}), "Bernoulli likelihood"),
@@ -401,7 +411,7 @@ LOG_VAR = affine_vae()["log_var"]
     ],
 )  # fmt: skip
 def test_bad_input_is_refused_in_one_sentence(outputs, sentence):
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(InputError, match=sentence):
         diagnose(**outputs)
 
 
@@ -433,6 +443,24 @@ def test_log_variances_just_above_the_priors_are_not_taken_for_variances():
     outputs = affine_vae(gamma=1.5)
     outputs["log_var"] = outputs["log_var"] + 0.25
     assert diagnose(**outputs).verdict == "over-regularized"
+
+
+def test_posteriors_as_wide_as_the_prior_or_wider_are_not_taken_for_logs():
+    outputs = affine_vae()
+    wide = {"mean": 3 * outputs["mean"], "gamma": NOISE**2}
+    given = {"x": outputs["x"], "x_hat": outputs["x_hat"], **wide}
+    diagnose(**given, log_var=np.zeros_like(LOG_VAR))
+    diagnose(**given, variance=np.full_like(LOG_VAR, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("samples", "pixels"), [(100, 12_288), (1000, 20_000), (500, 600), (500, 50)]
+)
+def test_white_noise_is_measured_as_what_it_is(samples, pixels):
+    """From the middle of its spectrum, whether there are more samples or pixels."""
+    rows = 3 * np.random.default_rng(0).standard_normal((samples, pixels))
+    middle = evidence._noise(evidence._spectrum(rows)[0], samples, pixels, np.random.default_rng(1))
+    assert middle == pytest.approx(9, rel=0.03)
 
 
 def test_shrunken_reconstructions_are_not_taken_for_another_scale():

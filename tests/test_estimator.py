@@ -6,6 +6,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from sklearn.exceptions import NotFittedError
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import vaebal
@@ -14,7 +15,7 @@ from vaebal.estimator import BalancedVAE, load
 from vaebal.estimator import rows as rows_module
 from vaebal.estimator.plan import plan
 from vaebal.estimator.rows import Scale, read, scale_of
-from vaebal.estimator.train import _settled
+from vaebal.estimator.train import Fitted, _settled
 
 NOISE = 0.03  # standard deviation, of every feature of the fitted square
 SCALE = 1000.0
@@ -42,12 +43,15 @@ def fitted():
 
 
 def test_a_square_has_two_dimensions(fitted):
-    vae, _ = fitted
+    vae, X = fitted
     assert vae.dimension_ == 2
     # What is left is the noise, off the square; gamma is its variance.
     assert vae.error_ == pytest.approx(6 * (SCALE * NOISE) ** 2, rel=0.5)
     assert vae.gamma_ == pytest.approx((SCALE * NOISE) ** 2, rel=0.5)
     assert vae.certificate_.verdict != "under-regularized"
+    told = vae.certificate_.evidence  # in the data's own units, as all that it has
+    assert told.gamma == pytest.approx(vae.gamma_)
+    assert told.unexplained.value * X.var(0).sum() == pytest.approx(vae.error_, rel=0.5)
 
 
 def test_the_way_there_and_back(fitted):
@@ -94,6 +98,10 @@ def test_it_is_kept_in_a_file(fitted, tmp_path):
         vae.dimension_, vae.gamma_, vae.error_,
     )  # fmt: skip
     assert again.get_params() == vae.get_params()
+    assert list(again.get_feature_names_out()) == ["balancedvae0", "balancedvae1"]
+    np.savez(tmp_path / "foreign.npz", about="[1]")
+    with pytest.raises(InputError, match=r"foreign.npz is not what BalancedVAE.save writes"):
+        load(tmp_path / "foreign.npz")
     (tmp_path / "other.npz").write_bytes(b"nothing")
     with pytest.raises(InputError, match=r"other.npz is no .npz file, or not the whole"):
         load(tmp_path / "other.npz")
@@ -133,6 +141,89 @@ def test_an_interrupted_fit_goes_on_to_the_same_end(tmp_path, monkeypatch):
         again.fit(X[::-1])
 
 
+def same(one, other, X):
+    np.testing.assert_array_equal(one.transform(X), other.transform(X))
+    return (one.gamma_, one.error_, one.settled_) == (other.gamma_, other.error_, other.settled_)
+
+
+@pytest.mark.slow
+def test_what_a_budget_cut_off_goes_on_to_the_same_end(tmp_path, monkeypatch):
+    """What had settled at a count found in part is not gone on with at the whole one's."""
+    monkeypatch.setattr("vaebal.estimator.balanced.plan", few_steps)
+    X = noisy_square()[:400]
+    cut = BalancedVAE(max_latents=3, path=tmp_path, budget=1e-9).fit(X)
+    assert len(cut.history_) < 5
+    assert not cut.settled_  # nobody knows
+    went_on, whole = BalancedVAE(max_latents=3, path=tmp_path), BalancedVAE(max_latents=3)
+    assert same(went_on.fit(X), whole.fit(X), X)
+
+
+@pytest.mark.slow
+def test_it_trains_in_float32_and_takes_numpys_integers(tmp_path, monkeypatch):
+    monkeypatch.setattr("vaebal.estimator.balanced.plan", few_steps)
+    X = noisy_square()[:400]
+    plain = BalancedVAE(max_latents=3, seed=1).fit(X)
+    with jax.enable_x64(True):
+        odd = BalancedVAE(max_latents=np.int64(3), seed=np.int64(1)).fit(X)
+    assert same(odd, plain, X)
+    odd.save(tmp_path / "odd.npz")
+    assert load(tmp_path / "odd.npz").seed == 1
+
+
+@pytest.mark.slow
+def test_rows_that_repeat_have_no_verdict_and_a_fit_all_the_same(monkeypatch):
+    monkeypatch.setattr("vaebal.estimator.balanced.plan", few_steps)
+    bits = np.random.default_rng(0).integers(0, 2, (200, 3))
+    vae = BalancedVAE().fit(bits)
+    assert vae.certificate_ is None
+    assert vae.inverse_transform(vae.transform(bits)).shape == bits.shape
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """Sets what training gives, a call each; returns the sizes that were asked for."""
+    found, asked = [], []
+
+    def train(plan, *_):
+        asked.append(plan.latents)
+        return found.pop(0)
+
+    monkeypatch.setattr("vaebal.estimator.balanced.train_vae", train)
+    monkeypatch.setattr(BalancedVAE, "_errors", lambda self, rows: np.zeros(1))
+    monkeypatch.setattr(BalancedVAE, "_certified", lambda self, rows: None)
+    return found, asked
+
+
+@pytest.mark.parametrize(("whole", "kept"), [(False, 32), (True, 40)])
+def test_a_wider_fit_that_the_budget_ends_does_not_replace_the_one_before(untrained, whole, kept):
+    found, asked = untrained
+    params = {"log_gamma": np.zeros(())}
+    found += [Fitted(params, 32, [], True, True), Fitted(params, 40, [], whole, False)]
+    vae = BalancedVAE().fit(np.random.default_rng(0).normal(size=(100, 70)))
+    assert asked == [32, 64]
+    assert (vae.dimension_, vae.plan_.latents) == (kept, 32 if kept == 32 else 64)
+
+
+def test_a_fit_that_fails_leaves_no_half_of_the_one_before(untrained):
+    found, _ = untrained
+    found += [Fitted({"log_gamma": np.zeros(())}, 1, [], True, True)]
+    vae = BalancedVAE(max_latents=2).fit(plane(20))
+    with pytest.raises(IndexError):  # as an interrupt would
+        vae.fit(plane(20) + 1e6)
+    with pytest.raises(NotFittedError):
+        vae.transform(plane(20))
+
+
+def test_images_of_another_layout_are_refused(untrained):
+    found, _ = untrained
+    found += [Fitted({"log_gamma": np.zeros(())}, 1, [], True, True)]
+    random = np.random.default_rng(0)
+    vae = BalancedVAE(max_latents=2).fit(list(random.normal(size=(20, 4, 2, 3))))
+    assert vae.image_shape_ == (4, 2, 3)
+    with pytest.raises(InputError, match=r"images of shape \(3, 4, 2\): give \(4, 2, 3\)"):
+        vae.transform(random.normal(size=(5, 3, 4, 2)))
+
+
 def test_the_scale_is_the_largest_standard_deviation():
     X = plane(2000)
     scale = scale_of(X)
@@ -150,9 +241,10 @@ def test_scaled_and_shifted_data_are_the_same_rows(factor, shift):
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
-def test_samples_that_do_not_differ_are_refused():
+@pytest.mark.parametrize("value", [7.0, 0.1, 0.3, 7.7])  # the mean of some is rounded
+def test_samples_that_do_not_differ_are_refused(value):
     with pytest.raises(InputError, match="X does not vary"):
-        BalancedVAE().fit(np.full((50, 3), 7.0))
+        BalancedVAE().fit(np.full((50, 3), value))
 
 
 @pytest.mark.parametrize(
@@ -162,25 +254,43 @@ def test_samples_that_do_not_differ_are_refused():
         (np.zeros((3, 2)), "minimum of 8 is required"),
         (np.full((20, 2), np.nan), "contains NaN"),
         (np.array([["a", "b"]] * 20, dtype=object), "could not convert string to float"),
+        (np.ma.masked_greater(np.arange(40.0).reshape(20, 2), 30), "X has masked values"),
+        ([np.zeros((2, 2, 1)), np.zeros((3, 2, 1))], "inhomogeneous"),
+        (np.zeros((0, 2, 2, 1)), "minimum of 8 is required"),
     ],
 )
 def test_what_is_no_data_is_refused(X, said):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(InputError, match=said):
         BalancedVAE().fit(X)
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [({"max_latents": 0}, "max_latents=0 must be"), ({"budget": -1.0}, "budget=-1.0 must be")],
+    [
+        ({"max_latents": 0}, "max_latents=0 must be"),
+        ({"max_latents": 2.5}, "max_latents=2.5 must be an integer"),
+        ({"budget": -1.0}, "budget=-1.0 must be"),
+        ({"budget": "5"}, "budget='5' must be minutes"),
+        ({"seed": -1}, "seed=-1 must be an integer from 0 to 2147483647"),
+        ({"seed": None}, "seed=None must be"),
+        ({"seed": 2**31}, "seed=2147483648 must be"),
+    ],
 )
 def test_arguments_that_cannot_be_meant_are_refused(arguments, said):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(InputError, match=said):
         BalancedVAE(**arguments).fit(plane(20))
 
 
 def test_latents_of_another_number_are_refused(fitted):
+    vae, _ = fitted
     with pytest.raises(InputError, match=r"Z has shape \(4, 3\): give \[N, 2\]"):
-        fitted[0].inverse_transform(np.zeros((4, 3)))
+        vae.inverse_transform(np.zeros((4, 3)))
+    with pytest.raises(InputError, match=r"Z has shape \(0, 2\)"):
+        vae.inverse_transform(np.zeros((0, 2)))
+    with pytest.raises(InputError, match="Z has values that are not finite"):
+        vae.inverse_transform([[0.0, np.nan]])
+    with pytest.raises(InputError, match="n=0 must be an integer of at least 1"):
+        vae.sample(0)
 
 
 def test_files_are_read(tmp_path):
@@ -189,8 +299,17 @@ def test_files_are_read(tmp_path):
     np.savez(tmp_path / "b.npz", x=X, labels=np.arange(10))
     np.savetxt(tmp_path / "c.csv", X, delimiter=",")
     np.savetxt(tmp_path / "d.csv", X, delimiter=",", header="p,q,r", comments="")
-    for name in ("a.npy", "b.npz", "c.csv", "d.csv"):
+    np.savetxt(tmp_path / "pandas.csv", X, delimiter=",", header="0,1,2", comments="")
+    np.savetxt(tmp_path / "excel.csv", X, delimiter=",", encoding="utf-8-sig")
+    for name in ("a.npy", "b.npz", "c.csv", "d.csv", "pandas.csv", "excel.csv"):
         np.testing.assert_allclose(read(tmp_path / name), X)
+    for name, text in (("gap", "1.0,,3\n1,2,3"), ("words", "1.0,two,3\n1,2,3")):
+        (tmp_path / f"{name}.csv").write_text(text)
+        with pytest.raises(InputError, match="among the numbers of its first line"):
+            read(tmp_path / f"{name}.csv")
+    (tmp_path / "index.csv").write_text(",p,q\n0,1.5,2\n1,2.5,3")
+    with pytest.raises(InputError, match=r"a first column without a name.*\(index=False\)"):
+        read(tmp_path / "index.csv")
     np.savez(tmp_path / "e.npz", p=X, q=X)
     (tmp_path / "f.npy").write_bytes(b"no array")
     for name, said in (
@@ -225,6 +344,9 @@ def test_a_count_is_settled_where_no_latent_opened_late():
     assert _settled(history([2000, 5000]), chosen)
     assert not _settled(history([2000, 14_000]), chosen)
     assert _settled(history([2000, 14_000], closed=15_500), chosen)  # offered, and of no use
+    # Chunks so long that the last ones opened within the one in which the guard went.
+    long = [{"open": n, "step": s} for n, s in ((3, 9_000), (6, 18_000), (6, 27_000))]
+    assert not _settled(long, chosen)
 
 
 def test_the_contract_is_what_init_names():

@@ -337,6 +337,29 @@ def test_a_rule_that_does_not_follow_the_residual_opens_no_latents(rule):
     assert np.isnan(rule.init(0.1, 5, KEY).residual_variance)
 
 
+@pytest.mark.parametrize("without", ["residual", "mean"])
+def test_what_opens_latents_has_to_be_shown(without):
+    rule = homotopy.adaptive(3, 100)
+    seen = homotopy.Seen(0, 1.0, np.ones((2, 3)), np.ones((4, 5)))
+    with pytest.raises(ValueError, match=r"by Seen.residual and Seen.mean: give it both"):
+        rule.update(seen._replace(**{without: None}), rule.init(1.0, 5, KEY))
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_the_state_keeps_its_types_in_any_loop(wide):
+    """Whatever integers or floats count the steps, as `lax.scan` wants it."""
+    with jax.enable_x64(wide):
+        rule = homotopy.adaptive(3, 100)
+        start = rule.init(1.0, 5, jax.random.key(0))
+        shown = jnp.ones((2, 3)), jnp.ones((4, 5))
+        types = lambda tree: [leaf.dtype for leaf in jax.tree.leaves(tree)]  # noqa: E731
+        for step in (0, np.int64(1), 2.0, jnp.arange(3)[2]):
+            seen = homotopy.Seen(step, jnp.ones(()), *shown)
+            assert types(rule.update(seen, start)) == types(start)
+        update = lambda state, i: (rule.update(homotopy.Seen(i, jnp.ones(()), *shown), state), ())  # noqa: E731
+        assert jax.lax.scan(update, start, jnp.arange(5))[0].open == 1
+
+
 def test_the_adaptive_homotopy_is_the_guarded_rule_opened_one_by_one():
     steps, mean = 2000, jax.random.normal(KEY, (50, 5))
     got = trajectory(homotopy.adaptive(3, steps, rate=0.02, patience=100), steps, mean=mean)

@@ -1,6 +1,7 @@
 """The command `vaebal`: fit, diagnose, run, bench. Nothing is imported that a command needs not."""
 
 import argparse
+import os
 import runpy
 import sys
 from collections.abc import Sequence
@@ -33,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             runpy.run_module("vaebal.bench", run_name="__main__")
         case ["fit" | "diagnose" as command]:
             command_line.speak_anywhere()
-            command_line.leave_on_interrupt()
             given = (_fit_arguments if command == "fit" else _diagnose_arguments)(argv[2:])
+            command_line.leave_on_interrupt(goes_on=bool(getattr(given, "path", None)))
             sys.exit(command_line.exit_code(lambda: (_fit, _diagnose)[command != "fit"](given)))
         case ["--help" | "-h"] | []:
             print(ABOUT)
@@ -59,6 +60,9 @@ def _fit(given: argparse.Namespace) -> None:
     out = Path(given.out or f"{Path(given.data.rstrip('/')).stem}.vae.npz")
     if out.exists():
         raise InputError(f"--out={out} exists: name another file, or move that one.")
+    _require_writable("out", out)
+    if given.path:
+        _require_writable("path", Path(given.path).expanduser() / "any")
     if not given.no_cache:
         command_line.keep_compiled()
     from vaebal.estimator import fit
@@ -85,6 +89,9 @@ def _diagnose_arguments(argv: Sequence[str]) -> argparse.Namespace:
 def _diagnose(given: argparse.Namespace) -> None:
     from vaebal.estimator.rows import from_archive
 
+    for name in ("json", "figure"):
+        if file := getattr(given, name):
+            _require_writable(name, Path(file))
     path = Path(given.outputs)
     if not path.is_file() or path.suffix != ".npz":
         raise InputError(f"{path} is no .npz file: write one with np.savez(path, x=x, x_hat=...).")
@@ -107,7 +114,23 @@ def _diagnose(given: argparse.Namespace) -> None:
     if given.json:
         Path(given.json).write_text(certificate.json())
     if given.figure:
-        certificate.figure().savefig(given.figure)
+        figure = certificate.figure()
+        kinds = sorted(figure.canvas.get_supported_filetypes())
+        if Path(given.figure).suffix[1:] not in kinds:
+            raise InputError(f"--figure={given.figure} must end with one of {', '.join(kinds)}.")
+        figure.savefig(given.figure)
+
+
+def _require_writable(flag: str, file: Path) -> None:
+    """Raises an InputError where `file` cannot be made, before any work; makes its folder."""
+    folder = file.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError:  # under a file, say
+        writable = False
+    if not writable:
+        raise InputError(f"--{flag}: nothing can be written in {folder}: name another place.")
 
 
 if __name__ == "__main__":

@@ -144,15 +144,19 @@ def speak_anywhere() -> None:
     )
 
 
-def leave_on_interrupt() -> None:
+def leave_on_interrupt(*, goes_on: bool = True) -> None:
     """Makes Ctrl-C one line and exit code 130, at once, wherever Python and its threads are.
 
     As after a kill: what is finished is kept, and the same command goes on. An exception instead
     would surface in whatever library was at work, where it is printed, ignored, or worse.
+
+    Args:
+      goes_on: whether anything is saved for the same command to go on from.
     """
+    told = "interrupted; the same command goes on from what is saved" if goes_on else "interrupted"
 
     def leave(*signal_and_frame) -> None:
-        line = "error: interrupted; the same command goes on from what is saved.\n"
+        line = f"error: {told}.\n"
         if os.isatty(2):  # a progress bar hides the cursor
             line = f"\x1b[?25h\n{line}"
         os.write(2, line.encode())

@@ -6,6 +6,7 @@ Shapes: N examples, D pixels, K latents.
 import dataclasses
 import json
 import math
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ from vaebal.diagnosis.verdict import (
     judge,
     redundancy,
 )
+from vaebal.errors import InputError
 from vaebal.measures.evaluation import Estimate
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and in print.
@@ -320,6 +322,8 @@ def diagnose(
       ValueError: one sentence on the first array or number that cannot be meant.
     """
     given = check(x, x_hat, mean, log_var, variance, x_hat_sampled)
-    evidence = collect(given, gamma, loss, seed)
+    if not isinstance(seed, numbers.Integral) or seed < 0:
+        raise InputError(f"seed={seed!r} must be an integer of at least 0.")
+    evidence = collect(given, gamma, loss, int(seed))
     found = judge(evidence)
     return Certificate(found.name, found.reasons, found.missing, found.advice, evidence)

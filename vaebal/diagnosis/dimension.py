@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
+from vaebal.errors import InputError
 from vaebal.measures.evaluation import Estimate
 
 # Facco et al. leave out the largest tenth of the ratios: there the density varies most.
@@ -36,12 +37,12 @@ def _neighbour_distances(points: np.ndarray) -> np.ndarray:
     """
     points = np.asarray(points, np.float64)
     if points.ndim != 2 or points.shape[1] < 1:
-        raise ValueError(f"points has shape {points.shape}; give [N, D].")
+        raise InputError(f"points has shape {points.shape}; give [N, D].")
     if not np.isfinite(points).all():
-        raise ValueError("points has values that are not finite; remove them.")
+        raise InputError("points has values that are not finite; remove them.")
     points, neighbours = np.unique(points, axis=0), NEIGHBOURS[1]
     if len(points) < neighbours + 2:
-        raise ValueError(
+        raise InputError(
             f"points has {len(points)} different rows; give at least {neighbours + 2}."
         )
     # Brute force centres nothing: far from 0, a difference of large squares loses its digits.
@@ -177,21 +178,22 @@ def _over_parts(drawn: list[dict[str, Estimate]], size: int) -> Estimate:
     return Estimate(*(float(np.mean(pair)) for pair in zip(*found, strict=True)))
 
 
-def data_dimension(points: np.ndarray) -> Dimension:
+def data_dimension(points: np.ndarray, *, name: str = "points") -> Dimension:
     """The intrinsic dimension of points [N, D] by two estimators, calibrated, over scales.
 
     Args:
       points: in random order; rows that repeat are taken once.
+      name: what they are called where they cannot be used.
 
     Raises:
       ValueError: not [N, D], not finite, or fewer than 50 different rows.
     """
     points = np.asarray(points, np.float64)
     if points.ndim != 2:
-        raise ValueError(f"points has shape {points.shape}; give [N, D].")
+        raise InputError(f"{name} has shape {points.shape}; give [N, D].")
     _, kept = np.unique(points, axis=0, return_index=True)
     if len(kept) < LEAST_POINTS:
-        raise ValueError(f"points has {len(kept)} different rows; give at least {LEAST_POINTS}.")
+        raise InputError(f"{name} has {len(kept)} different rows; give at least {LEAST_POINTS}.")
     points = points[np.sort(kept)]
     drawn = {
         parts: [_estimates(points[start : len(points) // parts * parts : parts])

@@ -13,6 +13,7 @@ from vaebal.diagnosis.dimension import Dimension, data_dimension
 from vaebal.diagnosis.implied import implied_gamma
 from vaebal.diagnosis.inputs import Inputs
 from vaebal.diagnosis.repeats import told_by_others
+from vaebal.errors import InputError
 from vaebal.measures.evaluation import Estimate, active_units, mean_estimate
 from vaebal.measures.mmd import imq_mmd2_to_normal
 
@@ -23,7 +24,8 @@ INFORMATIVE = 0.5  # of sigma^2: half the prior's
 LOW, HIGH, LEAST_SHARE, BETWEEN = 0.25, 0.75, 0.05, 0.2
 # Neighbours and kernels look at so many examples at most.
 MOST_NEIGHBOURS, MOST_KERNEL, MOST_SPECTRUM = 2000, 4000, 2000
-MOST_DRAWN = 200  # pixels of drawn noise
+# Of drawn noise: pixels, or samples where these are fewer.
+MOST_DRAWN, MOST_DRAWN_SAMPLES = 200, 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,18 +135,24 @@ def _known_gamma(
     given: Inputs, gamma: float | None, loss: Mapping[str, Any] | None
 ) -> tuple[float | None, str]:
     if gamma is not None and loss is not None:
-        raise ValueError("gamma and loss both say what γ is; give one of them.")
+        raise InputError("gamma and loss both say what γ is; give one of them.")
     if loss is not None:
+        if not isinstance(loss, Mapping):
+            raise InputError(f"loss={loss!r} must be a dictionary, as in {{'kl_weight': 1e-3}}.")
         sizes = {"dim": given.x.shape[1], "latent_dim": given.mean.shape[1]}
         try:
             return implied_gamma(**(sizes | dict(loss))), "loss"
         except TypeError as error:
-            raise ValueError(f"loss={dict(loss)!r} is not understood: {error}.") from error
+            raise InputError(f"loss={dict(loss)!r} is not understood: {error}.") from error
     if gamma is None:
         return None, ""
-    if not (np.ndim(gamma) == 0 and 0 < float(gamma) < np.inf):
-        raise ValueError(f"gamma={gamma!r} must be one positive, finite variance.")
-    return float(gamma), "given"
+    try:
+        known = float(gamma)
+    except (TypeError, ValueError):  # complex, text, several
+        known = np.nan
+    if not 0 < known < np.inf:
+        raise InputError(f"gamma={gamma!r} must be one positive, finite variance.")
+    return known, "given"
 
 
 def _gammas(given: Inputs, gamma: float | None, source: str) -> dict[str, Any]:
@@ -189,11 +197,18 @@ def _spectrum(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _noise(spectrum: np.ndarray, samples: int, pixels: int, random) -> float:
     """The variance of white noise whose spectrum has the same middle.
 
-    By noise drawn with as many samples a pixel, on which alone the middle depends.
+    By noise drawn with as many samples a pixel, on which alone the middle depends. Where samples
+    are fewer than pixels, one variance is 0 by the centring and left out of both.
     """
-    drawn = min(pixels, MOST_DRAWN)
-    white = random.standard_normal((max(round(drawn * samples / pixels), 2), drawn))
-    return float(np.median(spectrum) / np.median(_spectrum(white)[0]))
+    if samples > pixels:
+        drawn = min(pixels, MOST_DRAWN)
+        size = round(drawn * samples / pixels)
+    else:
+        size = min(samples, MOST_DRAWN_SAMPLES)
+        drawn = round(size * pixels / samples)
+        spectrum = spectrum[: samples - 1]
+    white = _spectrum(random.standard_normal((size, drawn)))[0][: size - 1]
+    return float(np.median(spectrum) / np.median(white))
 
 
 def _residual(
@@ -220,14 +235,14 @@ def _residual(
 def _dimensions(given: Inputs, used: np.ndarray, order: np.ndarray, random) -> dict[str, Any]:
     """Intrinsic dimension of the data, of the codes and of these shuffled; what they repeat."""
     rows = order[:MOST_NEIGHBOURS]
-    data = data_dimension(given.x[rows])
+    data = data_dimension(given.x[rows], name="x")
     repeated, errors = np.full((2, len(used)), np.nan)
     told = {"repeated": repeated, "repeated_error": errors}
     if not used.any():
         return {"data": data, "codes": None, "redundancy": None, "missing": None, **told}
     codes = given.mean[rows][:, used]
     repeated[used], errors[used] = told_by_others(codes)
-    found = data_dimension(codes)
+    found = data_dimension(codes, name="mean")
     shuffled = data_dimension(random.permuted(codes, axis=0))
     return {
         "data": data,

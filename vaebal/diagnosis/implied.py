@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from vaebal.errors import InputError
+
 REDUCTIONS = ("sum", "mean")
 REFUSED = {
     "bernoulli": (
@@ -31,25 +33,25 @@ SYNONYMS = {
 
 def _positive(name: str, value: float | None, why: str = "") -> float:
     if value is None:
-        raise ValueError(f"{name} is missing: {why}.")
+        raise InputError(f"{name} is missing: {why}.")
     number = float(value)
     if not 0 < number < float("inf"):
-        raise ValueError(f"{name}={value!r} must be a positive, finite number.")
+        raise InputError(f"{name}={value!r} must be a positive, finite number.")
     return number
 
 
 def _reduction(name: str, value: str) -> bool:
     if value not in REDUCTIONS:
-        raise ValueError(f"{name}={value!r} must be 'sum' or 'mean'.")
+        raise InputError(f"{name}={value!r} must be 'sum' or 'mean'.")
     return value == "mean"
 
 
 def _last_weight(kl_weight: float | Sequence[float]) -> float:
     weights = np.atleast_1d(np.asarray(kl_weight, np.float64))
     if weights.ndim != 1 or not weights.size:
-        raise ValueError("kl_weight must be a number, or a schedule's values in order of time.")
+        raise InputError("kl_weight must be a number, or a schedule's values in order of time.")
     if weights[-1] == 0:
-        raise ValueError(
+        raise InputError(
             "kl_weight ends at 0: that is a plain autoencoder (γ = 0) whose posterior variance "
             "nothing holds; give the weight that training ended with."
         )
@@ -94,9 +96,9 @@ def implied_gamma(
     """
     kind = SYNONYMS.get(error.lower()) if isinstance(error, str) else None
     if kind is None:
-        raise ValueError(f"error={error!r} must be 'squared' (or 'bce', 'l1', which are refused).")
+        raise InputError(f"error={error!r} must be 'squared' (or 'bce', 'l1', which are refused).")
     if kind in REFUSED:
-        raise ValueError(
+        raise InputError(
             f"error={error!r} implies no γ: {REFUSED[kind]}; train with a squared error, or "
             "diagnose without γ from x_hat_sampled."
         )

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vaebal.errors import InputError
+
 LEAST_SAMPLES = 100
 # Pixel scales that are confused: x = a * x_hat + b, as (a, b) with what to say of it.
 SCALES = {
@@ -36,21 +38,23 @@ def _array(name: str, value: Any) -> np.ndarray:
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise ValueError(
+        raise InputError(
             f"{name} cannot be read as an array ({error}); give a NumPy array (of a tensor "
             "that is on a GPU or has a gradient: tensor.detach().cpu().numpy())."
         ) from error
+    if np.ma.is_masked(value):
+        raise InputError(f"{name} has masked values; leave those rows out of every array.")
     if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
-        raise ValueError(f"{name} has dtype {array.dtype}; give real numbers, in one array.")
+        raise InputError(f"{name} has dtype {array.dtype}; give real numbers, in one array.")
     if array.ndim < 2:
-        raise ValueError(f"{name} has shape {array.shape}; give [N, ...], one row an example.")
+        raise InputError(f"{name} has shape {array.shape}; give [N, ...], one row an example.")
     if 0 in array.shape:
-        raise ValueError(f"{name} has shape {array.shape}; give at least one value a row.")
+        raise InputError(f"{name} has shape {array.shape}; give at least one value a row.")
     array = array.reshape(len(array), -1).astype(np.float64)
     bad = ~np.isfinite(array)
     if bad.any():
         row = int(np.argwhere(bad)[0, 0])
-        raise ValueError(
+        raise InputError(
             f"{name} has a value that is not finite in row {row} ({int(bad.sum())} in all); "
             "remove those rows from every array."
         )
@@ -60,11 +64,11 @@ def _array(name: str, value: Any) -> np.ndarray:
 def _check_log_var(log_var: np.ndarray, mean: np.ndarray) -> None:
     largest = log_var.max()
     if largest > LARGEST_LOG_VAR:
-        raise ValueError(
+        raise InputError(
             f"log_var reaches {largest:.3g}, a variance of exp({largest:.3g}); give the log of "
             "the posterior variance."
         )
-    if log_var.min() < 0:
+    if log_var.min() < 0 or not log_var.any():  # all 0: each posterior as wide as the prior
         return
     # An aggregate posterior is about as wide as the prior: Var(mean) + sigma^2 is about 1.
     activity, values = mean.var(0), log_var.mean(0)
@@ -72,7 +76,7 @@ def _check_log_var(log_var: np.ndarray, mean: np.ndarray) -> None:
         np.abs(activity + spread - 1).sum() for spread in (values, np.exp(values))
     )
     if as_variance < as_log:
-        raise ValueError(
+        raise InputError(
             f"log_var has no negative value (it lies in {log_var.min():.3g}..{largest:.3g}): "
             "these look like variances or standard deviations; give log_var=log(variance), or "
             "variance=."
@@ -87,26 +91,26 @@ def _check_scale(x: np.ndarray, x_hat: np.ndarray) -> None:
         # Within the spread of the data, and not merely smaller than before.
         error = np.square(x - slope * x_hat - shift).mean()
         if error < 0.1 * plain and error < x.var():
-            raise ValueError(
+            raise InputError(
                 f"x_hat fits x only after x_hat * {slope:.4g} + {shift:.4g} (its error falls from "
                 f"{plain:.3g} to {error:.3g} a pixel): {sentence}; give both on one scale."
             )
     sizes = np.abs(x).max(), np.abs(x_hat).max()
     # About 0 a small x_hat is a collapsed one; among pixels that are never negative it is not.
     if sizes[0] * 50 < sizes[1] or (x.min() >= 0 and sizes[1] * 50 < sizes[0]):
-        raise ValueError(
+        raise InputError(
             f"x reaches {sizes[0]:.3g} and x_hat {sizes[1]:.3g} in size; give both on one scale."
         )
 
 
 def _log_variance(log_var: Any, variance: Any) -> np.ndarray:
     if (log_var is None) == (variance is None):
-        raise ValueError("log_var and variance are one quantity; give exactly one of them.")
+        raise InputError("log_var and variance are one quantity; give exactly one of them.")
     if variance is None:
         return _array("log_var", log_var)
     values = _array("variance", variance)
     if values.min() <= 0:
-        raise ValueError(
+        raise InputError(
             f"variance has the value {values.min():.3g}: "
             + ("these look like log variances; pass them as log_var." if values.min() < 0 else
                "a variance is positive; a deterministic encoder has no posterior to diagnose.")
@@ -126,22 +130,26 @@ def check(x: Any, x_hat: Any, mean: Any, log_var: Any, variance: Any, x_hat_samp
         given["x_hat_sampled"] = _array("x_hat_sampled", x_hat_sampled)
     for name, other in (("x_hat", "x"), ("log_var", "mean"), ("x_hat_sampled", "x")):
         if name in given and given[name].shape != given[other].shape:
-            raise ValueError(
+            raise InputError(
                 f"{name} has shape {given[name].shape} (rows flattened) where {other} has "
                 f"{given[other].shape}; give one row of the same size for each example."
             )
     if len(given["mean"]) != len(given["x"]):
-        raise ValueError(
+        raise InputError(
             f"mean has {len(given['mean'])} rows where x has {len(given['x'])}; give the same "
             "examples in the same order."
         )
     if len(given["x"]) < LEAST_SAMPLES:
-        raise ValueError(
+        raise InputError(
             f"x has {len(given['x'])} examples; give at least {LEAST_SAMPLES}, held-out ones if "
             "there are."
         )
     if not given["x"].var(0).sum():
-        raise ValueError("x has the same value in every row; give data that vary.")
-    _check_log_var(given["log_var"], given["mean"])
+        raise InputError("x has the same value in every row; give data that vary.")
+    for name in ("x_hat", "x_hat_sampled"):
+        if name in given and np.array_equal(given[name], given["x"]):
+            raise InputError(f"{name} is x itself; give what the decoder makes of it.")
+    if variance is None:
+        _check_log_var(given["log_var"], given["mean"])
     _check_scale(given["x"], given["x_hat"])
     return Inputs(**({"x_hat_sampled": None} | given))

@@ -16,19 +16,20 @@ def told_by_others(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     too: of the two latents that a circle takes, one leaves the other's sign open.
 
     Args:
-      codes: [N, K], of latents that vary; rows that repeat are taken once, as they would tell
-        themselves.
+      codes: [N, K]; rows that repeat are taken once, as they would tell themselves.
 
     Returns:
       Two arrays [K]; zeros where there is one latent, or there are too few rows; NaN for latents
-      beyond the MOST_LATENTS of largest variance.
+      that do not vary, and for those beyond the MOST_LATENTS of largest variance.
     """
     codes = np.unique(np.asarray(codes, np.float64), axis=0)
     size, latents = codes.shape
     if latents < 2 or size <= NEIGHBOURS:
         return np.zeros(latents), np.zeros(latents)
-    looked_at = np.argsort(-codes.var(0))[:MOST_LATENTS]
-    codes = (codes - codes.mean(0)[None, :]) / codes.std(0)[None, :]
+    spread = codes.std(0)
+    looked_at = np.argsort(-spread)[:MOST_LATENTS]
+    looked_at = looked_at[spread[looked_at] > 0]
+    codes = (codes - codes.mean(0)[None, :]) / np.where(spread > 0, spread, 1.0)[None, :]
     distances = euclidean_distances(codes, squared=True)
     np.fill_diagonal(distances, np.inf)  # no code tells itself
     told, errors = np.full((2, latents), np.nan)

@@ -3,6 +3,8 @@
 import functools
 import io
 import json
+import math
+import numbers
 import sys
 import time
 from pathlib import Path
@@ -14,7 +16,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 from rich.console import Console
-from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from vaebal.data import digests
@@ -36,7 +38,7 @@ JUDGED, JUDGED_AT_MOST = 100, 5000  # samples that a verdict needs, and is conte
 PAIRS = 4  # of draws of z, for a score
 
 
-class BalancedVAE(TransformerMixin, BaseEstimator):
+class BalancedVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """A VAE that ends with as many active latents as its data have dimensions.
 
     The adaptive homotopy finds the count, with no knowledge of it; training then goes on at that
@@ -61,7 +63,8 @@ class BalancedVAE(TransformerMixin, BaseEstimator):
         find more.
       history_: what training told, a dictionary a chunk: "phase" 0 finds the count and 1 settles.
       certificate_: `vaebal.diagnose` of the held-out samples (some 5,000 at most), or of all where
-        fewer than 100 are held out; None where there are fewer than 100.
+        fewer than 100 are held out; None where there are fewer than 100, or fewer than 50 that
+        differ.
       n_features_in_: D of the data.
       image_shape_: (H, W, C) of it, or None.
     """
@@ -84,31 +87,37 @@ class BalancedVAE(TransformerMixin, BaseEstimator):
         """Fits X; y is not read.
 
         Raises:
-          ValueError: X is no real array of at least 8 samples, has NaN or infinity, or does not
-            vary; names what and what to do.
+          InputError: an argument cannot be meant; X is no real array of at least 8 samples, has NaN
+            or infinity, or does not vary; names what and what to do.
           Diverged: training did; another seed may not.
         """
         self._check_params()
+        vars(self).pop("dimension_", None)  # a fit that ends early leaves nothing half new
         begun = time.monotonic()
         deadline = np.inf if self.budget is None else begun + 60 * self.budget
         X = self._rows(X, reset=True)
         self._scale = rows_of.scale_of(X)
-        order = np.random.default_rng(self.seed).permutation(len(X))
+        seed = int(self.seed)
+        order = np.random.default_rng(seed).permutation(len(X))
         held = max(2, round(HELD_OUT * len(X)))
         order = np.concatenate([np.sort(order[held:]), np.sort(order[:held])])
         rows = self._scale.standardise_in(X, order)
         train, held_out = rows[:-held], rows[-held:]
-        latents = self.max_latents
+        latents, before = self.max_latents and int(self.max_latents), None
         while True:
             chosen = plan(len(train), X.shape[1], latents)
             self._say(f"{len(train):,} samples of {X.shape[1]}, {held:,} held out: {chosen}")
             got = train_vae(
-                chosen, train, held_out, self.seed, self._tell, deadline, self._kept(chosen, rows)
+                chosen, train, held_out, seed, self._tell, deadline, self._kept(chosen, rows)
             )
+            if before and not got.whole:
+                self._say("The budget ended it: the fit before is kept")
+                chosen, got = before
+                break
             full = got.open == chosen.latents < X.shape[1] and self.max_latents is None
             if not full or time.monotonic() > deadline:
                 break
-            latents = min(2 * chosen.latents, X.shape[1])
+            latents, before = min(2 * chosen.latents, X.shape[1]), (chosen, got)
             self._say(f"All {chosen.latents} latents are in use: again with {latents}")
         self._keep(chosen, got)
         self.error_ = float(self._errors(held_out).mean()) * self._scale.scale**2
@@ -121,19 +130,42 @@ class BalancedVAE(TransformerMixin, BaseEstimator):
         return self
 
     def _check_params(self) -> None:
-        if self.max_latents is not None and self.max_latents < 1:
-            raise InputError(f"max_latents={self.max_latents!r} must be at least 1, or None.")
-        if self.budget is not None and not self.budget > 0:
-            raise InputError(f"budget={self.budget!r} must be minutes above 0, or None.")
+        most, budget, seed = self.max_latents, self.budget, self.seed
+        if most is not None and not (isinstance(most, numbers.Integral) and most >= 1):
+            raise InputError(f"max_latents={most!r} must be an integer of at least 1, or None.")
+        if budget is not None and not (isinstance(budget, numbers.Real) and budget > 0):
+            raise InputError(f"budget={budget!r} must be minutes above 0, or None.")
+        if not (isinstance(seed, numbers.Integral) and 0 <= seed < 2**31):
+            raise InputError(f"seed={seed!r} must be an integer from 0 to {2**31 - 1}.")
 
     def _rows(self, X: Any, reset: bool) -> np.ndarray:
-        """X [N, D] or [N, H, W, C] as checked rows [N, D]."""
-        shape = getattr(X, "shape", ())
-        images = len(shape) == 4
-        X = validate_data(
-            self, np.reshape(X, (len(X), -1)) if images else X, reset=reset,
-            ensure_min_samples=LEAST_ROWS if reset else 1, dtype="numeric",
-        )  # fmt: skip
+        """X [N, D] or [N, H, W, C] as checked rows [N, D].
+
+        Raises:
+          InputError: in scikit-learn's words, where it refuses it.
+        """
+        if np.ma.is_masked(X):
+            raise InputError("X has masked values: leave those samples out, or fill them.")
+        try:
+            X = np.asarray(X) if isinstance(X, (list, tuple)) else X
+            shape = getattr(X, "shape", ())
+            images = len(shape) == 4
+            if images and not reset and self.image_shape_ not in (None, tuple(shape[1:])):
+                raise InputError(
+                    f"X has images of shape {tuple(shape[1:])}: give {self.image_shape_}, as in "
+                    "`fit` (height, width, channels)."
+                )
+            X = validate_data(
+                self, np.reshape(X, (len(X), math.prod(shape[1:]))) if images else X, reset=reset,
+                ensure_min_samples=LEAST_ROWS if reset else 1, dtype="numeric",
+            )  # fmt: skip
+        except InputError:
+            raise
+        except (ValueError, RuntimeError) as error:  # PyTorch's, of a tensor with a gradient
+            said = str(error).strip()
+            if "NaN" in said or "infinity" in said:
+                said = f"{said.splitlines()[0]} Leave those samples out, or fill them."
+            raise InputError(" ".join(said.split())) from error
         if reset:
             self.image_shape_ = tuple(shape[1:]) if images else None
         return np.asarray(X)
@@ -149,7 +181,7 @@ class BalancedVAE(TransformerMixin, BaseEstimator):
         if self.path is None:
             return Kept(None, {})
         folder = Path(self.path) / f"{chosen.latents}_latents"
-        about = {"plan": list(chosen), "seed": self.seed, "rows": digests.of_array(rows)}
+        about = {"plan": list(chosen), "seed": int(self.seed), "rows": digests.of_array(rows)}
         return Kept(folder, about)
 
     def _errors(self, rows: np.ndarray) -> np.ndarray:
@@ -162,15 +194,19 @@ class BalancedVAE(TransformerMixin, BaseEstimator):
         """The verdict on standardised rows; of many, on every second, third …"""
         if len(rows) < JUDGED:
             return None
-        rows = rows[:: -(-len(rows) // JUDGED_AT_MOST)]
-        mean, variance = self._encode(rows)
+        rows, restore = rows[:: -(-len(rows) // JUDGED_AT_MOST)], self._scale.restore
+        mean, log_var = self._encode(rows)
         eps = np.asarray(latent_noise(stream(0, "certificate"), *mean.shape))
         idle = ((0, 0), (0, self.plan_.latents - self.dimension_))
-        return diagnose(
-            rows, self._decode(mean), np.pad(mean, idle), np.pad(np.log(variance), idle),
-            x_hat_sampled=self._decode(mean + np.sqrt(variance) * eps),
-            gamma=float(np.exp(self._params["log_gamma"])),
-        )  # fmt: skip
+        try:
+            return diagnose(
+                restore(rows), restore(self._decode(mean)), np.pad(mean, idle),
+                np.pad(log_var, idle), gamma=self.gamma_,
+                x_hat_sampled=restore(self._decode(mean + np.exp(log_var / 2) * eps)),
+            )  # fmt: skip
+        except InputError as error:  # of data whose rows repeat: the fit is none the worse for it
+            self._say(f"No verdict: {error}")
+            return None
 
     @property
     def _model(self):
@@ -201,9 +237,9 @@ class BalancedVAE(TransformerMixin, BaseEstimator):
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
     def _encode(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Standardised rows -> mean and variance of the latents in use, [N, dimension_] each."""
+        """Standardised rows -> mean and log variance of latents in use, [N, dimension_] each."""
         mean, log_var = self._apply(_encoded, rows)
-        return mean[:, : self.dimension_], np.exp(log_var[:, : self.dimension_])
+        return mean[:, : self.dimension_], log_var[:, : self.dimension_]
 
     def _decode(self, z: np.ndarray) -> np.ndarray:
         """Latents in use [N, dimension_] -> standardised rows."""
@@ -219,21 +255,27 @@ class BalancedVAE(TransformerMixin, BaseEstimator):
         check_is_fitted(self, "dimension_")
         X = self._rows(X, reset=False)
         kind = X.dtype if X.dtype == np.float64 else np.float32
-        mean, variance = (part.astype(kind) for part in self._encode(self._scale.standardise(X)))
-        return (mean, variance) if return_variance else mean
+        mean, log_var = (part.astype(kind) for part in self._encode(self._scale.standardise(X)))
+        return (mean, np.exp(log_var)) if return_variance else mean
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.dimension_
 
     def inverse_transform(self, Z: Any) -> np.ndarray:
         """Latents [N, dimension_] -> data in their own units, [N, D] or [N, H, W, C].
 
         Raises:
-          ValueError: another number of latents.
+          InputError: another number of latents, none, or values that are not finite.
         """
         check_is_fitted(self, "dimension_")
         Z = np.asarray(Z, np.float32)
-        if Z.ndim != 2 or Z.shape[1] != self.dimension_:
+        if Z.ndim != 2 or not len(Z) or Z.shape[1] != self.dimension_:
             raise InputError(
                 f"Z has shape {Z.shape}: give [N, {self.dimension_}], as `transform` does."
             )
+        if not np.isfinite(Z).all():
+            raise InputError("Z has values that are not finite: leave those rows out.")
         return self._shaped(self._scale.restore(self._decode(Z)))
 
     def sample(self, n: int = 1, seed: int = 0, noise: bool = False) -> np.ndarray:
@@ -243,7 +285,9 @@ class BalancedVAE(TransformerMixin, BaseEstimator):
           noise: adds the decoder's, of variance gamma_.
         """
         check_is_fitted(self, "dimension_")
-        z = prior_samples(stream(seed, "samples"), n, self.dimension_)
+        if not (isinstance(n, numbers.Integral) and n >= 1):
+            raise InputError(f"n={n!r} must be an integer of at least 1.")
+        z = prior_samples(stream(seed, "samples"), int(n), self.dimension_)
         rows = self._scale.restore(self._decode(np.asarray(z)))
         if noise:
             rows += np.sqrt(self.gamma_) * np.random.default_rng(seed).normal(size=rows.shape)
@@ -272,6 +316,7 @@ class BalancedVAE(TransformerMixin, BaseEstimator):
         about = {
             "format": FORMAT,
             "arguments": self.get_params() | {"path": str(self.path) if self.path else None},
+            "feature_names": list(getattr(self, "feature_names_in_", ())),
             "plan": self.plan_._asdict(),
             "scale": self._scale.scale,
             "open": self.dimension_,
@@ -282,7 +327,8 @@ class BalancedVAE(TransformerMixin, BaseEstimator):
         }
         octets = io.BytesIO()
         weights = {f"params/{k}": v for k, v in flatten_dict(self._params, sep="/").items()}
-        np.savez(octets, about=json.dumps(about), mean=self._scale.mean, **weights)
+        told = json.dumps(about, default=lambda number: number.item())  # NumPy's
+        np.savez(octets, about=told, mean=self._scale.mean, **weights)
         write_atomically(Path(path).expanduser(), octets.getvalue())
 
 
@@ -318,20 +364,27 @@ def load(path: str | Path) -> BalancedVAE:
     held = rows_of.from_archive(path)
     try:
         about = json.loads(str(held["about"]))
-    except (ValueError, KeyError) as error:
+        if about["format"] != FORMAT:
+            raise InputError(f"{path} has format {about['format']}: this version reads {FORMAT}.")
+        return _loaded(about, held)
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is not what BalancedVAE.save writes ({error}).") from error
-    if about["format"] != FORMAT:
-        raise InputError(f"{path} has format {about['format']}: this version reads {FORMAT}.")
+
+
+def _loaded(about: dict[str, Any], held: dict[str, np.ndarray]) -> BalancedVAE:
     vae = BalancedVAE(**about["arguments"])
     vae._scale = Scale(held["mean"], about["scale"])
     vae.n_features_in_, shape = len(held["mean"]), about["image_shape"]
     vae.image_shape_ = tuple(shape) if shape else None
+    if about.get("feature_names"):
+        vae.feature_names_in_ = np.array(about["feature_names"], object)
     prefix = "params/"
     params = {k.removeprefix(prefix): v for k, v in held.items() if k.startswith(prefix)}
-    params = unflatten_dict(params, sep="/")
-    chosen = Plan(**about["plan"])
-    model = build(chosen, vae.n_features_in_)
-    vae._keep(chosen, Fitted(model, params, about["open"], about["history"], about["settled"]))
+    params, settled = unflatten_dict(params, sep="/"), about["settled"]
+    got = Fitted(params, about["open"], about["history"], settled, settled)
+    vae._keep(Plan(**about["plan"]), got)
     vae.error_, vae.certificate_ = about["error"], None
     return vae
 

@@ -19,7 +19,8 @@ def read(path: str | Path, resolution: int = 64) -> np.ndarray:
 
     Args:
       path: .npy, .npz (of one array, or one named "x" or "X"), .csv (numbers, with or without a
-        header), or a folder of JPEG, PNG, WebP or BMP files.
+        header; 0,1,2,… of three or more columns is one), or a folder of JPEG, PNG, WebP or BMP
+        files.
       resolution: pixels a side, of a folder's images.
 
     Returns:
@@ -87,14 +88,30 @@ def _from_npz(path: Path) -> np.ndarray:
 
 
 def _from_csv(path: Path) -> np.ndarray:
-    with path.open() as file:
-        first = file.readline()
+    with path.open(encoding="utf-8-sig") as file:
+        cells = [cell.strip() for cell in file.readline().split(",")]
+    numeric = [_is_number(cell) for cell in cells]
+    if not cells[0] and len(cells) > 1:
+        raise InputError(
+            f"{path} has a first column without a name, as pandas writes its index: leave it out "
+            "(index=False), or name it."
+        )
+    if any(numeric) and not all(numeric):
+        raise InputError(
+            f"{path} has {cells[numeric.index(False)]!r} among the numbers of its first line: give "
+            "a header of names alone, or none, and a number in every cell."
+        )
+    counted = len(cells) >= 3 and cells == [str(index) for index in range(len(cells))]
+    header = counted or not any(numeric)  # pandas numbers the columns that have no name
+    return np.loadtxt(path, delimiter=",", skiprows=int(header), ndmin=2, encoding="utf-8-sig")
+
+
+def _is_number(cell: str) -> bool:
     try:
-        [float(cell) for cell in first.split(",")]
-        header = 0
+        float(cell)
     except ValueError:
-        header = 1
-    return np.loadtxt(path, delimiter=",", skiprows=header, ndmin=2)
+        return False
+    return True
 
 
 class Scale(NamedTuple):
@@ -141,10 +158,11 @@ def scale_of(rows: np.ndarray, *, most: int = 4096, steps: int = 100) -> Scale:
     """
     mean = rows.mean(0, dtype=np.float64)
     rng = np.random.default_rng(0)
-    used = rows[np.sort(rng.permutation(len(rows))[:most])].astype(np.float64) - mean
-    unit = np.abs(used).max()
-    if not unit > 0:
+    used = rows[np.sort(rng.permutation(len(rows))[:most])].astype(np.float64)
+    if (used == used[0]).all():  # their mean, rounded, may yet be another number
         raise InputError("X does not vary: every sample is the same; give samples that differ.")
+    used -= mean
+    unit = np.abs(used).max()
     used /= unit  # else squares could leave the range of floats
     v = rng.normal(size=used.shape[1])
     variance = 0.0

@@ -5,7 +5,7 @@ Shapes: N examples, D features, K latents. Rows are standardised.
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -55,11 +55,11 @@ Tell = Callable[[str, float, dict[str, float]], None]
 class Fitted(NamedTuple):
     """A VAE as it is kept."""
 
-    model: GaussianVAE
     params: Any  # with log gamma
     open: int  # latents in the model
     history: list[dict[str, float]]
-    settled: bool  # whether the count was found well before the homotopy's end
+    whole: bool  # whether the homotopy went to its end
+    settled: bool  # whether, besides, the count was found well before that
 
 
 def build(plan: Plan, dim: int) -> GaussianVAE:
@@ -170,7 +170,6 @@ class HeldOut:
 class _Phase(NamedTuple):
     state: State  # the last one
     best: Any  # the parameters of the best held-out bound
-    best_open: int
     best_bound: float
     history: list[dict[str, float]]
 
@@ -185,6 +184,7 @@ def _run(
     deadline: float,
     kept: Kept,
     stops: bool,
+    after: Sequence[int] = (),
 ) -> _Phase:
     """A phase, chunk by chunk.
 
@@ -192,17 +192,19 @@ def _run(
       deadline: by `time.monotonic`.
       kept: where the phase goes on from, and is kept after every chunk.
       stops: whether it ends where the held-out bound has worsened.
+      after: what it begins from, as integers: what was kept of a phase that began from another
+        state is not gone on with.
 
     Raises:
       Diverged: the loss or gradient stopped being finite.
     """
     done, history = 0, []
-    best, best_open, best_bound, since = None, 0, np.inf, 0
+    best, best_bound, since = None, np.inf, 0
     held = kept.load(phase, (state, member_params(state, 0)))
-    if held is not None:
+    if held is not None and held[1]["after"] == list(after):
         (state, best), told = held
         best, history, since = jax.device_get(best), told["history"], told["since"]
-        done, best_open, best_bound = told["done"], told["open"], told["bound"]
+        done, best_bound = told["done"], told["bound"]
     chunk = max(1, epochs // CHUNKS)
     while done < epochs and (best is None or time.monotonic() < deadline):
         if stops and since > PATIENT_CHUNKS:
@@ -214,11 +216,11 @@ def _run(
         history.append(told)
         tell(phase, done / epochs, told)
         if told["held_out_bound"] < best_bound:
-            best, best_open = jax.device_get(member_params(state, 0)), int(told["open"])
+            best = jax.device_get(member_params(state, 0))
             best_bound, since = told["held_out_bound"], 0
-        values = {"history": history, "since": since, "done": done}
-        kept.save(phase, (state, best), values | {"open": best_open, "bound": best_bound})
-    return _Phase(state, best, best_open, best_bound, history)
+        values = {"history": history, "since": since, "done": done, "bound": best_bound}
+        kept.save(phase, (state, best), values | {"after": list(after)})
+    return _Phase(state, best, best_bound, history)
 
 
 def _told(state: State, metrics: Any, held_out: HeldOut) -> dict[str, float]:
@@ -247,7 +249,7 @@ def fit(
     deadline: float,
     kept: Kept,
 ) -> Fitted:
-    """Finds the count, and then lets error and gamma settle at it.
+    """Finds the count, and then lets error and gamma settle at it. In float32, whatever JAX's mode.
 
     Args:
       train, held_out: standardised rows [N, D].
@@ -257,6 +259,19 @@ def fit(
     Raises:
       Diverged: training did, from this seed.
     """
+    with jax.enable_x64(False):
+        return _fit(plan, train, held_out, seed, tell, deadline, kept)
+
+
+def _fit(
+    plan: Plan,
+    train: np.ndarray,
+    held_out: np.ndarray,
+    seed: int,
+    tell: Tell,
+    deadline: float,
+    kept: Kept,
+) -> Fitted:
     dim = train.shape[1]
     model, seen = build(plan, dim), held_out[:HELD_ROWS]
     given = shared_given(Given(jnp.asarray(train.mean(0)), jnp.asarray(seen)), 1)
@@ -283,15 +298,16 @@ def fit(
     for index, start in enumerate(starts):
         later = _run(
             program, start, f"settle{index}", epochs(plan.settle_steps), bound, tell, deadline,
-            kept, stops=True,
+            kept, stops=True, after=(int(state.step), number),
         )  # fmt: skip
         history += [{"phase": 1.0, **each} for each in later.history]
         ends.append((later.best_bound, later.best))
     _, params = min(ends, key=lambda end: end[0])
     # gamma where it is stationary on rows that were not trained on: by heart it would be too small.
     log_gamma = np.float32(np.log(bound(params, number)[1]))
-    settled = _settled(found.history, plan)
-    return Fitted(model, params | {"log_gamma": log_gamma}, number, history, settled)
+    whole = found.history[-1]["step"] >= plan.steps
+    settled = whole and _settled(found.history, plan)
+    return Fitted(params | {"log_gamma": log_gamma}, number, history, whole, settled)
 
 
 def _from_where(start: State, found: State) -> State:
@@ -305,7 +321,8 @@ def _settled(history: list[dict[str, float]], plan: Plan) -> bool:
     number = [each["open"] for each in history]
     steps = [each["step"] for each in history]
     guarded = [n for n, step in zip(number, steps, strict=True) if step <= RELEASE[0] * plan.steps]
-    if not guarded or number[-1] < guarded[-1]:
-        return bool(guarded)
-    opened = min(step for n, step in zip(number, steps, strict=True) if n == guarded[-1])
+    if guarded and number[-1] < guarded[-1]:
+        return True
+    # At the end of a chunk it is known to have opened: within it, where chunks are long.
+    opened = min(step for n, step in zip(number, steps, strict=True) if n >= number[-1])
     return opened < SETTLED_BY * plan.steps

@@ -102,7 +102,7 @@ def one_by_one(rule: Homotopy, *, patience: Array | float, memory: int = 50) -> 
       memory: the rule's own, in steps.
 
     Raises:
-      ValueError: the rule does not follow the residual.
+      ValueError: the rule does not follow the residual; or an update is not shown what it needs.
     """
     if not rule.reads_residual:
         raise ValueError(
@@ -119,6 +119,12 @@ def one_by_one(rule: Homotopy, *, patience: Array | float, memory: int = 50) -> 
         )
 
     def update(seen: Seen, state: State) -> State:
+        if seen.mean is None or seen.residual is None:
+            raise ValueError(
+                "one_by_one opens latents by Seen.residual and Seen.mean: give it both."
+            )
+        # One kind of integer in the state, of whatever kind the loop's is.
+        seen = seen._replace(step=jnp.asarray(seen.step, jnp.int32))
         before = state.memory
         moved = rule.update(seen, state._replace(memory=before.rule))
         plateau = follow(
