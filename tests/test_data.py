@@ -43,6 +43,13 @@ def test_digits_are_scikit_learns():
     assert (digits.train.shape, digits.test.shape, digits.dim) == ((1438, 64), (359, 64), 64)
     together = np.concatenate([digits.train, digits.test])
     assert sorted(map(tuple, together * 16)) == sorted(map(tuple, load_digits().data))
+    counts = []
+    for (images, labels), own in zip(
+        data.digits_splits(), (digits.train, digits.test), strict=True
+    ):
+        np.testing.assert_array_equal(images, own)
+        counts.append(np.bincount(labels))
+    assert np.abs(counts[1] - sum(counts) * 359 / 1797).max() < 1  # one mixture of classes
 
 
 @pytest.mark.parametrize("below", ["", "mnist", "downloads/manual"])

@@ -218,9 +218,10 @@ def test_largest_eigenvalue_is_the_dense_ones():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(50, 6)) * np.array([3.0, 1.0, 1.0, 0.5, 0.1, 0.0])
     cov = jnp.asarray(x.T @ x / 50, jnp.float32)
-    got = evaluation.largest_eigenvalue(lambda v: cov @ v, jnp.ones(6), 30)
+    mode, got = evaluation.largest_mode(lambda v: cov @ v, jnp.ones(6), 30)
     assert got == pytest.approx(np.linalg.eigvalsh(x.T @ x / 50)[-1], rel=1e-5)
-    assert evaluation.largest_eigenvalue(lambda v: 0 * v, jnp.ones(6), 5) == 0
+    np.testing.assert_allclose(cov @ mode, got * mode, rtol=1e-3, atol=1e-5)
+    assert evaluation.largest_mode(lambda v: 0 * v, jnp.ones(6), 5)[1] == 0
 
 
 def test_intervals_of_independent_trials_are_wilsons():

@@ -386,14 +386,20 @@ def test_gamma_starts_at_the_largest_variance(flat):
 
 
 def test_the_residuals_largest_variance(flat):
-    """Blocks that do not divide the test images leave the last ones out."""
+    """Along the direction that one half of the images has most of, over the other; both ways."""
     model = gamma.build_model(tiny(), flat.image_shape)
     params = jax.jit(lambda: init_params(model, stream(0, "init"), jnp.asarray(flat.train[0])))()
     mean, _ = model.apply({"params": params}, flat.test, method="encode")
     residual = flat.test - model.apply({"params": params}, mean, method="decode")
-    for block, used in ((40, 40), (100, 64)):
+    residual = np.asarray(residual)
+    residual = residual - residual.mean(0)
+    halves, expected = (residual[::2], residual[1::2]), []
+    for found, measured in (halves, halves[::-1]):
+        direction = np.linalg.svd(found, full_matrices=False)[2][0]
+        expected.append(np.square(measured @ direction).mean())
+    for block in (40, 100):  # that divides the images, and that does not
         got = gamma_evaluate.residual_variance(model, params, flat, block)
-        assert got == pytest.approx(largest_eigenvalue(residual[:used]), rel=1e-3)
+        assert got == pytest.approx(np.mean(expected), rel=1e-3)
 
 
 def test_factors_are_recovered_from_latents_that_hold_them_and_from_no_others():
@@ -426,6 +432,10 @@ def test_the_share_of_a_latent_that_one_factor_explains():
     few = [factor_shares(rng.normal(size=(60, 1)), rng.uniform(size=(60, 1)))[0, 0]
            for _ in range(400)]  # fmt: skip
     assert abs(np.mean(few)) < 4 * np.std(few) / 20
+    some = factor_shares(factors.T[:15], factors.T[:15])  # bins of two
+    assert np.isfinite(some).all()
+    with pytest.raises(ValueError, match="z has 3 examples; give at least 4"):
+        factor_shares(factors.T[:3], factors.T[:3])
 
 
 @pytest.mark.parametrize(

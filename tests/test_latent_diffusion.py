@@ -146,6 +146,7 @@ def test_the_effective_rank_counts_equal_variances():
     draws = rng.normal(size=(50_000, 3))
     assert scores.effective_rank(draws) == pytest.approx(3, rel=1e-3)
     assert scores.effective_rank(draws[:, :1] * np.ones(4)) == pytest.approx(1, abs=1e-3)
+    assert scores.effective_rank(draws[:, :1]) == 1
     shares = np.array([0.5, 0.25, 0.25])
     rank = np.exp(-(shares * np.log(shares)).sum())
     assert scores.effective_rank(draws * np.sqrt(shares)) == pytest.approx(rank, rel=1e-2)
@@ -178,6 +179,8 @@ def test_a_first_second_stage_that_stopped_early_is_told_of_as_far_as_it_came():
     header, body = page.prior_table(config, page.prior_rows(rows))
     assert header[3:5] == ["6", "18"]
     assert [line[3:5] for line in body] == [["7.00", ""]] * 2 + [["9.00", "8.00"]] * 2
+    # Seconds are those of both legs, as the second went on from the first.
+    assert [line[-1] for line in body] == ["", "", "2", "2"]
 
 
 @pytest.mark.parametrize(
@@ -189,6 +192,8 @@ def test_a_first_second_stage_that_stopped_early_is_told_of_as_far_as_it_came():
         ("train.adaptive_epochs", 600, "must be below train.epochs"),
         ("prior.epochs", (3, 1), "must rise"),
         ("eval.bins", 1, "eval.bins=1 must be an integer of at least 2"),
+        ("prior.average", 1.0, "prior.average=1.0 must lie between 0 and 1"),
+        ("train.weight_decay", -1.0, "train.weight_decay=-1.0 must be 0 or a finite number"),
         ("prior.stages", ("gan 8",), "one of 'flow WIDTH', 'invertible WIDTH', 'vae WIDTH'"),
         ("prior.stages", ("flow",), "prior.stages holds 'flow'"),
         ("prior.stages", ("flow 0",), "prior.stages holds 'flow 0'"),

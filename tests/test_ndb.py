@@ -151,6 +151,18 @@ def test_above_a_thousand_dimensions_a_random_sixth_decides_the_clusters():
     assert max(low, 1) <= sum(apart) <= high
 
 
+def test_above_a_thousand_dimensions_examples_are_told_apart_where_clusters_were_found():
+    """What the other dimensions hold decides nothing."""
+    train, query = _normal(1, 3000, 1206), _normal(2, 3000, 1206)
+    bins = ndb_bins(train, 30, seed=0)
+    assert len(bins.dimensions) == 1206 // 6
+    np.testing.assert_array_equal(np.bincount(bins.assign(train)), bins.counts)
+    aside = np.setdiff1d(np.arange(1206), bins.dimensions)
+    other = query.copy()
+    other[:, aside] += 1000 * train[:, aside]
+    np.testing.assert_array_equal(bins.assign(other), bins.assign(query))
+
+
 def test_bad_sets_are_refused():
     train = _normal(0, 20, 3)
     for arguments, message in (

@@ -137,6 +137,19 @@ def test_any_two_latents_are_parted_by_some_coupling():
             assert ((reads[:, one] == 0) & (reads[:, other] == 1)).any()
 
 
+@pytest.mark.parametrize(("latents", "used"), [(20, 20), (50, 50), (64, 3), (64, 64), (5, 1)])
+def test_an_invertible_network_has_as_many_couplings_as_part_all_its_latents(latents, used):
+    """However few blocks are asked for; and of few that take part no coupling moves none."""
+    mask = jnp.arange(latents) < used
+    stage = priors.invertible(latents, 4, 1)
+    count = len(stage.init(jax.random.key(0), mask))
+    reads = np.asarray(priors.parts(mask.astype(float), count))[:, :used]
+    parted = (reads[:, :, None] != reads[:, None]).any(0)
+    assert (parted | np.eye(used, dtype=bool)).all()
+    if used > 1:
+        assert (reads.any(1) & ~reads.all(1)).all()
+
+
 def test_a_trained_invertible_network_has_the_entropy_and_the_samples_of_its_data():
     z = jax.random.normal(jax.random.key(5), (2000, 2))
     z = z.at[:, 1].set(jnp.square(z[:, 0]) + 0.3 * z[:, 1])  # a parabola: no Gaussian

@@ -24,7 +24,7 @@ from training_runs import (
 
 from vaebal import homotopy
 from vaebal.data import batch_indices
-from vaebal.errors import Diverged
+from vaebal.errors import CheckpointError, Diverged
 from vaebal.generation import stages
 from vaebal.measures.evaluation import posterior
 from vaebal.models import latent_noise, with_own_skips
@@ -568,6 +568,12 @@ def test_a_finished_run_is_not_trained_again(tmp_path, two):
     log = Log()
     assert_trees_equal(run_fit(two, tmp_path, 5, log), first, rtol=0)
     assert log.rows == []
+
+
+def test_a_later_epoch_is_not_taken_for_the_one_asked_for(tmp_path, two):
+    run_fit(two, tmp_path, 5)
+    with pytest.raises(CheckpointError, match="goes on to epoch 5, and epoch 3 is asked for"):
+        run_fit(two, tmp_path, 3)
 
 
 def test_a_checkpoint_is_not_overwritten_by_the_steps_after_it(small_vae, pixels, tmp_path):

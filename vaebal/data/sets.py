@@ -286,12 +286,25 @@ def check_pixels(images: ImageSet) -> ImageSet:
 
 
 def _digits() -> ImageSet:
-    from sklearn.datasets import load_digits
+    train, test = (images for images, _ in digits_splits())
+    return ImageSet("digits", train, test, (8, 8, 1))
 
+
+def digits_splits() -> list[tuple[np.ndarray, np.ndarray]]:
+    """scikit-learn's digits, images [N, 64] and labels [N], for training and, a fifth, for tests.
+
+    Drawn at random in each class: they lie in an order in which every fifth one is another mixture.
+    """
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    found = load_digits()
+    parts = train_test_split(
+        np.arange(len(found.data)), test_size=359, random_state=0, stratify=found.target
+    )
     # 0..16 counts of dark pixels in 4x4 blocks: sixteenths are exact in float32.
-    images = (load_digits().data / 16).astype(np.float32)
-    is_test = np.arange(len(images)) % 5 == 4
-    return ImageSet("digits", images[~is_test], images[is_test], (8, 8, 1))
+    images, labels = (found.data / 16).astype(np.float32), found.target.astype(np.int32)
+    return [(images[part], labels[part]) for part in map(np.sort, parts)]
 
 
 def _idx(name: str, root: Path) -> ImageSet:

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from vaebal.data import ImageSet, idx
+from vaebal.data import ImageSet, digits_splits, idx
 from vaebal.errors import InputError
 from vaebal.models.convnets import ConvEncoder, pyramid
 from vaebal.models.nets import Activation, MLPEncoder, dense
@@ -194,11 +194,7 @@ def targets_of(images: ImageSet, directory: str = "") -> Targets | None:
             "factors", standard(images.train_factors), standard(images.test_factors), count
         )
     if images.name == "digits":
-        from sklearn.datasets import load_digits
-
-        labels = load_digits().target.astype(np.int32)
-        is_test = np.arange(len(labels)) % 5 == 4  # the split of `data.load`
-        return Targets("labels", labels[~is_test], labels[is_test], 10)
+        return Targets("labels", *(labels for _, labels in digits_splits()), 10)
     if images.name not in idx.IDX_SETS:
         height, width, _ = images.image_shape
         turns = (np.arange(len(rows), dtype=np.int32) % 4 for rows in (images.train, images.test))

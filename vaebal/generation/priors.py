@@ -184,23 +184,30 @@ def parts(mask: Array, count: int) -> Array:
     """Which latents each of `count` couplings reads: [count, K] of 1 and 0, 0 where the mask is.
 
     Those that take part are numbered; couplings 2i and 2i + 1 read those with a bit of theirs 0
-    and 1, by turns of all bits. Any two latents differ in a bit, so that some coupling moves one
-    by the other.
+    and 1, by turns of all bits that tell their numbers apart. Any two differ in one of these: with
+    two couplings a bit some coupling moves one by the other.
     """
     number = (jnp.cumsum(mask) - 1).astype(int)
-    bits = max(len(mask) - 1, 1).bit_length()
+    most = jnp.maximum(mask.sum().astype(int) - 1, 1)
+    bits = (most[None] >> jnp.arange(_bits(len(mask))) > 0).sum()
     index = jnp.arange(count)[:, None]
     return (number[None] >> (index // 2 % bits) & 1 == index % 2) * mask[None]
+
+
+def _bits(latents: int) -> int:
+    """How many tell the numbers of so many latents apart."""
+    return max(latents - 1, 1).bit_length()
 
 
 def invertible(latents: int, width: int, blocks: int) -> SecondStage:
     """Affine couplings between noise and latents, of exact likelihood (RealNVP; Dinh et al., 2017).
 
     The loss is -log p(z) per dimension, in nats. A coupling reads a part of the latents, and
-    shifts and stretches the others by what it has read; each of the `blocks` is a pair of them. A
-    latent that is alone is only shifted and stretched: a Gaussian.
+    shifts and stretches the others by what it has read; each block is a pair of them, and there are
+    as many as `blocks` says, or as it takes for every latent to be moved by every other, log2 of
+    their number. A latent that is alone is only shifted and stretched: a Gaussian.
     """
-    coupling, count = Coupling(latents, width), 2 * blocks
+    coupling, count = Coupling(latents, width), 2 * max(blocks, _bits(latents))
 
     def moved(params: Any, index: int, z: Array, reads: Array) -> tuple[Array, Array, Array]:
         """What coupling `index` leaves as it is, its shift and its stretch of the others."""

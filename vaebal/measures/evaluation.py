@@ -15,6 +15,7 @@ from jax import Array
 from scipy import special
 
 from vaebal.data import Decode
+from vaebal.measures import importance
 from vaebal.models import GaussianVAE, latent_noise
 from vaebal.models.gaussians import isotropic_nll, reparameterise
 from vaebal.models.objectives import gaussian_vae_terms
@@ -160,14 +161,10 @@ def _log_weights(
             # log p(z) - log q(z|x): the 2 pi of the two densities cancel.
             log_ratio = 0.5 * (jnp.square(eps) + log_var - jnp.square(z)).sum(-1)
             log_w = log_ratio - isotropic_nll(squared_error, log_gamma, x.shape[-1])
-            log_sum, log_sum_of_squares = sums
-            return (
-                jnp.logaddexp(log_sum, log_w),
-                jnp.logaddexp(log_sum_of_squares, 2 * log_w),
-            ), None
+            return importance.add(sums, log_w, sample), None
 
-        empty = jnp.full(block, -jnp.inf, x.dtype)
-        return jax.lax.scan(one_sample, (empty, empty), jnp.arange(samples))[0]
+        start = importance.empty(jnp.zeros(block, x.dtype))
+        return jax.lax.scan(one_sample, start, jnp.arange(samples))[0]
 
     return _over_blocks(one_block, images, block)
 
@@ -200,10 +197,8 @@ def importance_weighted_nll(
     """
     kappa = model.latents if kappa is None else kappa
     block = min(block, len(images))
-    log_sum, log_sum_of_squares = jax.device_get(
-        _log_weights(model, params, kappa, images, seed, samples, block, decode)
-    )
-    return np.log(samples) - log_sum, np.exp(2 * log_sum - log_sum_of_squares)
+    sums = _log_weights(model, params, kappa, images, seed, samples, block, decode)
+    return importance.bound(sums, samples)
 
 
 def active_units(mean: np.ndarray, threshold: float = 0.01) -> Estimate:
@@ -239,8 +234,10 @@ def active_units(mean: np.ndarray, threshold: float = 0.01) -> Estimate:
     return Estimate(int((activity > threshold).sum()), float(np.sqrt((p * (1 - p)).sum())))
 
 
-def largest_eigenvalue(product: Callable[[Array], Array], start: Array, steps: int) -> Array:
-    """The largest eigenvalue of a positive semidefinite matrix, by power iteration.
+def largest_mode(
+    product: Callable[[Array], Array], start: Array, steps: int
+) -> tuple[Array, Array]:
+    """A positive semidefinite matrix' eigenvector of largest eigenvalue, and that, by powers.
 
     For instance a covariance's, of whose rows only products are formed; can be jitted.
 
@@ -250,7 +247,7 @@ def largest_eigenvalue(product: Callable[[Array], Array], start: Array, steps: i
       steps: after n the error is about (lambda_2 / lambda_1)^(2n), from below.
 
     Returns:
-      A scalar; 0 for the zero matrix.
+      A unit vector [D], and a scalar; zeros for the zero matrix.
     """
 
     def step(_, carry):
@@ -259,4 +256,4 @@ def largest_eigenvalue(product: Callable[[Array], Array], start: Array, steps: i
         return image / jnp.where(size > 0, size, 1.0), size
 
     first = start / jnp.linalg.norm(start), jnp.zeros((), start.dtype)
-    return jax.lax.fori_loop(0, steps, step, first)[1]
+    return jax.lax.fori_loop(0, steps, step, first)

@@ -25,8 +25,15 @@ def factor_shares(z: np.ndarray, factors: np.ndarray, *, bins: int = 10) -> np.n
 
     The first-order Sobol index, Var(E[z_k | factor]) / Var(z_k), by the variance between `bins`
     bins of as many examples each, less what chance alone puts there (Kelley's epsilon squared), so
-    about 0, and now and then below, where they are independent. 0 for a constant latent.
+    about 0, and now and then below, where they are independent. 0 for a constant latent. Of few
+    examples there are fewer bins, of two examples at least.
+
+    Raises:
+      ValueError: fewer than 4 examples.
     """
+    if len(z) < 4:
+        raise ValueError(f"z has {len(z)} examples; give at least 4, for two bins of two.")
+    bins = min(bins, len(z) // 2)
     size = len(z) // bins * bins
     shares = np.zeros((z.shape[1], factors.shape[1]))
     for index, factor in enumerate(factors.T):

@@ -22,6 +22,7 @@ import numpy as np
 from jax import Array
 
 from vaebal.data import Decode
+from vaebal.measures import importance
 from vaebal.measures.evaluation import mean_estimate
 from vaebal.models import GaussianVAE
 from vaebal.models.gaussians import isotropic_nll
@@ -89,7 +90,9 @@ def _laplace(of: _Model, x: Array, used: np.ndarray, steps: int) -> _Proposal:
         ascent = J.T @ (x - of.decode(z)) / gamma - z[used]
         move = jnp.zeros_like(z).at[used].set(jnp.linalg.solve(precision, ascent))
         tries = z[None, :] + jnp.asarray(LENGTHS, z.dtype)[:, None] * move[None, :]
-        return tries[jnp.argmax(jax.vmap(lambda z: of.log_joint(x, z))(tries))], None
+        values = jax.vmap(lambda z: of.log_joint(x, z))(tries)
+        # A step too long may overflow, and NaN would count as the largest.
+        return tries[jnp.argmax(jnp.where(jnp.isnan(values), -jnp.inf, values))], None
 
     with jax.default_matmul_precision("highest"):
         centre, _ = jax.lax.scan(step, mean, length=steps)
@@ -126,11 +129,10 @@ def _laplace_sums(model, params, kappa, images, seed, used, samples, steps, bloc
 
         def add(sums, index):
             u = jax.random.normal(jax.random.fold_in(key, index), (model.latents,), x.dtype)
-            log_w = weight(u)
-            return jax.tree.map(jnp.logaddexp, sums, (log_w, 2 * log_w)), None
+            return importance.add(sums, weight(u), index), None
 
-        empty = jnp.full((), -jnp.inf, x.dtype)
-        return jax.lax.scan(add, (empty, empty), jnp.arange(samples))[0]
+        start = importance.empty(jnp.zeros((), x.dtype))
+        return jax.lax.scan(add, start, jnp.arange(samples))[0]
 
     return _over_images(one, images, block, seed)
 
@@ -184,12 +186,10 @@ def laplace_nll(
     kappa = model.latents if kappa is None else kappa
     if used is None:
         used = used_latents(model, params, images, kappa=kappa, decode=decode)
-    log_sum, log_squares = jax.device_get(
-        _laplace_sums(
-            model, params, kappa, jnp.asarray(images), seed, used, samples, steps, block, decode
-        )
+    sums = _laplace_sums(
+        model, params, kappa, jnp.asarray(images), seed, used, samples, steps, block, decode
     )
-    return np.log(samples) - log_sum, np.exp(2 * log_sum - log_squares)
+    return importance.bound(sums, samples)
 
 
 def laplace_beside(

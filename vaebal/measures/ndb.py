@@ -19,7 +19,7 @@ from sklearn.metrics import pairwise_distances_argmin
 from vaebal.streams import stream
 
 LEVEL = 0.05  # of the two-tailed test in each bin
-MOST_DIMENSIONS = 1000  # above, clusters are found in a random sixth of them
+MOST_DIMENSIONS = 1000  # above, distances are taken in a random sixth of them
 SUBSPACE = 6
 STARTS = 4096  # examples at most, among which the first centres are chosen
 
@@ -31,13 +31,16 @@ class Bins(NamedTuple):
     counts: np.ndarray  # [K] training examples in each
     mean: np.ndarray  # [D] and
     scale: np.ndarray  # [D]: distances are between (x - mean) / scale
+    dimensions: np.ndarray  # [D'], those that distances are taken in
+
+    def points(self, examples: np.ndarray) -> np.ndarray:
+        """What distances are between, [M, D] -> [M, D']."""
+        of = self.dimensions
+        return (examples[:, of] - self.mean[None, of]) / self.scale[None, of]
 
     def assign(self, examples: np.ndarray) -> np.ndarray:
-        """The bin of each example, [M, D] -> [M]: the nearest centre in all D dimensions."""
-        return pairwise_distances_argmin(
-            (examples - self.mean[None, :]) / self.scale[None, :],
-            (self.centres - self.mean[None, :]) / self.scale[None, :],
-        )
+        """The bin of each example, [M, D] -> [M]: that of the nearest centre."""
+        return pairwise_distances_argmin(self.points(examples), self.points(self.centres))
 
 
 class NDB(NamedTuple):
@@ -68,8 +71,8 @@ def ndb_bins(train: np.ndarray, bins: int, seed: int, *, whiten: bool = False) -
 
     The first centres are chosen by k-means++ among 4096 examples, or K if those are more.
 
-    Above 1000 dimensions clusters are found in D // 6 random ones; their centres are means in
-    all D.
+    Above 1000 dimensions distances are taken in D // 6 random ones, of these examples and of those
+    that are compared, as in the authors' own code; centres are means in all D.
 
     Args:
       bins: K.
@@ -89,11 +92,12 @@ def ndb_bins(train: np.ndarray, bins: int, seed: int, *, whiten: bool = False) -
     mean, scale = np.zeros(size, train.dtype), np.ones(size, train.dtype)
     if whiten:
         mean, scale = train.mean(0), train.std(0) + train.dtype.type(1e-6)
-    dimensions = slice(None)
+    dimensions = np.arange(size)
     if size > MOST_DIMENSIONS:
         key = stream(seed, "ndb/dimensions")
         dimensions = np.asarray(jax.random.choice(key, size, (size // SUBSPACE,), replace=False))
-    points = (train[:, dimensions] - mean[None, dimensions]) / scale[None, dimensions]
+    nothing = np.zeros((0, size), train.dtype), np.zeros(0, int)
+    points = Bins(*nothing, mean, scale, dimensions).points(train)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # refused below, in our words
         init = "k-means++"
@@ -108,7 +112,7 @@ def ndb_bins(train: np.ndarray, bins: int, seed: int, *, whiten: bool = False) -
             f"train has {(members > 0).sum()} distinct examples for {bins} bins; give fewer bins."
         )
     centres = np.stack([train[labels == label].mean(0) for label in range(bins)])
-    return Bins(centres, members, mean, scale)
+    return Bins(centres, members, mean, scale, dimensions)
 
 
 def ndb_compare(bins: Bins, query: np.ndarray) -> NDB:
@@ -147,8 +151,7 @@ def ndb(train: np.ndarray, query: np.ndarray, bins: int, seed: int, *, whiten: b
 
     For two samples of one distribution `.ndb` is about .05 and `.js` (K - 1) / 8 (1 / N + 1 / M).
     But the centres were fitted to train: where noise fills many dimensions and bins hold few
-    examples, a second sample differs too (.74 of 50 bins for N = 3000 with noise in 1200
-    dimensions). So show a held-out set's values beside a model's.
+    examples, a second sample may differ in more. So show a held-out set's values beside a model's.
 
     Raises:
       ValueError: as `ndb_bins`, or query not [M, D] or not finite.

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import jax
 import numpy as np
 
-from vaebal.errors import Diverged, Preempted
+from vaebal.errors import CheckpointError, Diverged, Preempted
 from vaebal.training.checkpoints import Checkpoints
 from vaebal.training.devices import LeaveNotice
 from vaebal.training.program import Metrics, Program, Streamed
@@ -47,9 +47,15 @@ def fit(
     Raises:
       Preempted: stopped on notice; the next call goes on from there.
       Diverged: a member stopped, and `diverged_goes_on` is False.
-      CheckpointError: a checkpoint cannot be written, or none of those present be read.
+      CheckpointError: a checkpoint cannot be written, or none of those present be read, or the
+        newest is of a later epoch.
     """
     done, state = checkpoints.restore_latest(program.state_shapes) or (0, program.init())
+    if done > epochs:
+        raise CheckpointError(
+            f"{checkpoints.directory} goes on to epoch {done}, and epoch {epochs} is asked for: "
+            "move that folder elsewhere, and the same command trains it anew."
+        )
     with LeaveNotice() as notice, _Late(report, None if diverged_goes_on else checkpoints) as late:
         while done < epochs and late.running:
             until_checkpoint = epochs_per_checkpoint - done % epochs_per_checkpoint

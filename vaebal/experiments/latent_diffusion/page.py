@@ -77,7 +77,11 @@ def prior_table(config: Any, rows: Sequence[Row]) -> Table:
             last = rows_with(some, after=ends[-1])
             losses = [row["loss"] for row in last if "loss" in row]
             told = [scaled(v) if v else "" for v in (*by_end, losses)]
-            told.append(f"{np.mean(column(last, 'train_seconds')):.0f}" if last else "")
+            # Each end is a cell of its own that went on from the one before.
+            spent = [
+                sum(column(rows_with(some, seed=row["seed"]), "train_seconds")) for row in last
+            ]
+            told.append(f"{np.mean(spent):.0f}" if last else "")
             size = f"{some[0]['parameters']:,}" if some else ""
             body.append([stage, size, arm, *told])
     return header, body

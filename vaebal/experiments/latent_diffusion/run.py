@@ -52,6 +52,11 @@ def check(config: Any) -> None:
         "prior.gamma_rate", "classifier.learning_rate", "classifier.final_learning_rate",
         "classifier.clip_norm",
     )  # fmt: skip
+    checks.positive_numbers(
+        config, "train.final_learning_rate", "train.warmup_steps", "train.weight_decay",
+        "prior.warmup_steps", zero=True,
+    )  # fmt: skip
+    checks.fractions(config, "train.beta2", "prior.average")
     checks.one_of(config, "model.network", ("mlp", "conv"))
     checks.one_of(config, "model.activation", tuple(ACTIVATIONS))
     for arm in config.train.arms:
@@ -93,6 +98,14 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
         )
     members = len(config.train.seeds)
     checks.batch_size(config, images, members)
+    checks.batch_size(config, images, members, "prior")
+    checks.batch_size(config, images, 1, "classifier")
+    samples = min(config.eval.samples, len(images.test))
+    if samples < 2 * config.eval.parts or samples <= config.eval.neighbours:
+        raise InputError(
+            f"eval.parts={config.eval.parts} and eval.neighbours={config.eval.neighbours} want "
+            f"more images than the {samples} of a set: lower them, or use more test images."
+        )
     path = inputs.open_run(config, workdir, images)
     session = Session(config, path, images, targets)
     scorer, trained = Scorer(session), classifier.TRAINED[targets.kind]

@@ -28,8 +28,8 @@ def effective_rank(latents: np.ndarray) -> float:
 
     Of latents of K equal, uncorrelated variances it is K, and where one holds all of it, 1.
     """
-    values = np.linalg.eigvalsh(np.cov(np.asarray(latents, np.float64), rowvar=False))
-    shares = np.maximum(np.atleast_1d(values), 0.0)
+    covariance = np.atleast_2d(np.cov(np.asarray(latents, np.float64), rowvar=False))
+    shares = np.maximum(np.linalg.eigvalsh(covariance), 0.0)
     shares = shares[shares > 0] / shares.sum()
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
@@ -78,7 +78,7 @@ class Scorer:
     @functools.cached_property
     def held_out(self) -> np.ndarray:
         """The same of test images."""
-        return self.nearest(self.test[:COPIES])
+        return self.nearest(self.test[some_indices(len(self.test), COPIES, "copies")])
 
     @functools.cached_property
     def bins(self) -> Bins:
@@ -124,17 +124,22 @@ class Scorer:
     def _sampler(self, stage: str):
         second, size = self._session.prior(stage), self.size
 
-        def sample(params, scale, seed):
+        def sample(params, scale, seed, plain):
             z = second.sample(params, scale.mask, stream(seed, "evaluation/prior"), size)
             others = latent_noise(stream(seed, "evaluation/others"), *z.shape)
-            return scale.restore(z, others)
+            # A plain autoencoder's decoder has seen a latent that does not vary at one value alone.
+            return scale.restore(z, jnp.where(plain, scale.centre[None], others))
 
         return jax.jit(sample)
 
     def samples(self, cell: Prior, params: Any) -> np.ndarray:
-        """Images drawn from a prior, uint8 [N, D]; latents it leaves out are drawn from N(0, I)."""
+        """Images drawn from a prior, uint8 [N, D].
+
+        Latents that it leaves out are drawn from N(0, I); of a plain autoencoder they stay.
+        """
         first = First(cell.arm, cell.seed)
-        z = self._sampler(cell.stage)(params, self._session.latents(first)[2], cell.seed)
+        scale, plain = self._session.latents(first)[2], cell.arm == "none"
+        z = self._sampler(cell.stage)(params, scale, cell.seed, plain)
         return np.asarray(self.decode(self._session.params(first), z))
 
 

@@ -1,0 +1,42 @@
+"""Sums of importance weights, added one by one."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+
+class Sums(NamedTuple):
+    """Of w_s / w_1, and what w_1 is: relative to it float32 tells log weights of any size apart."""
+
+    first: Array  # log w_1
+    log_sum: Array
+    log_squares: Array
+
+
+def empty(like: Array) -> Sums:
+    """Before the first sample; shaped as `like`."""
+    nothing = jnp.full_like(like, -jnp.inf)
+    return Sums(jnp.zeros_like(like), nothing, nothing)
+
+
+def add(sums: Sums, log_w: Array, index: Array) -> Sums:
+    """With sample `index`, counted from 0."""
+    start = jnp.where(jnp.isfinite(log_w), log_w, 0.0)
+    first = jnp.where(index == 0, start, sums.first)
+    relative = log_w - first
+    return Sums(
+        first,
+        jnp.logaddexp(sums.log_sum, relative),
+        jnp.logaddexp(sums.log_squares, 2 * relative),
+    )
+
+
+def bound(sums: Sums, samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """-(logsumexp_s log w_s - log S), and the effective sample size (sum w)^2 / sum w^2."""
+    first, log_sum, log_squares = (
+        np.asarray(each, np.float64) for each in jax.device_get(tuple(sums))
+    )
+    return np.log(samples) - (first + log_sum), np.exp(2 * log_sum - log_squares)
