@@ -415,7 +415,7 @@ OURS = [
                 (f"{kind}, digits", stage, "latent_diffusion_quick", "latent_diffusion:quick")
                 for kind, stage in (
                     ("flow matching", "flow 64"),
-                    ("an invertible network", "invertible 64"),
+                    ("an invertible network", "invertible 32"),
                     ("a second VAE", "vae 64"),
                 )
             ),
