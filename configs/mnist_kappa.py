@@ -3,7 +3,8 @@
 Command: python main.py --config=configs/mnist_kappa.py         (an accelerator)
          python main.py --config=configs/mnist_kappa.py:quick   (two CPU cores)
 Cost: 45 runs of 400 epochs (not run whole); 15 of 100 epochs, fourteen minutes of an H100 that did
-as much besides, or 12 to 20 minutes each on two CPU cores; quick, 15 of 10 epochs, under 25 minutes.
+as much besides, or 12 to 20 minutes each on two CPU cores; quick, 15 of 10 epochs, under 25
+minutes.
 """
 
 import ml_collections
