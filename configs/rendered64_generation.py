@@ -36,9 +36,13 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.ae.epochs = 30
         config.classifier.width = 16
         config.classifier.epochs = 5
-        config.vae.spaces = ("pixels",)
+        config.vae.spaces = ("pixels", "balanced codes")
         config.vae.epochs = config.wae.epochs = 30
         config.vae_plus.epochs = 100
+        config.balanced.epochs = 200  # 8,000 steps
+        config.balanced.settled_epochs = 100
+        config.balanced.patience = 300
+        config.flow.epochs = 300
         config.eval.bins = (50, 100)
         config.eval.fid = False
     return config
