@@ -450,6 +450,25 @@ def opened_against_plain(space: str, kind: str = "VAE") -> Callable[[Source], Fo
     return measure
 
 
+def counts_factors(method: str) -> Callable[[Source], Found]:
+    """Pipelines whose first VAE ends with as many latents as the data have factors."""
+
+    def measure(source: Source) -> Found:
+        counts, factors = (
+            column(source.only(method=method), "latents"),
+            source.config["data"]["rank"],
+        )
+        hits = sum(count == factors for count in counts)
+        errors = [scaled(column(source.only(method=name), "error")) for name in (method, "VAE")]
+        text = (
+            f"{', '.join(f'{count:.0f}' for count in counts)} of {factors}; error {errors[0]}, "
+            f"with all latents {errors[1]}"
+        )
+        return Found(text, holds(hits == len(counts)))
+
+    return measure
+
+
 def reaches_reconstructions(method: str) -> Callable[[Source], Found]:
     """Samples of a second stage against what their first VAE makes of test images."""
 

@@ -169,6 +169,15 @@ def test_opening_latents_is_judged_against_a_plain_vae_of_the_same_space():
     assert second(pipelines(means)).verdict == "holds"
 
 
+def test_latents_are_counted_against_the_factors_that_data_were_drawn_with():
+    source = pipelines({"VAE (balanced codes)": 5.0, "VAE": 9.0})
+    found = measured.counts_factors("VAE (balanced codes)")
+    of_eight, of_seven = (source._replace(config={"data": {"rank": rank}}) for rank in (8, 7))
+    assert found(of_eight).verdict == "holds"
+    assert found(of_seven).verdict == "falls short"
+    assert found(of_eight).text.startswith("8, 8 of 8; error 1.00 ± 0.00, with all latents 1.00")
+
+
 def test_samples_reach_their_reconstructions_at_one_and_a_half_times_their_distance():
     """Of the method that is asked for."""
 
