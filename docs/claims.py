@@ -129,12 +129,11 @@ PAPER = [
     *(
         Claim(
             f"Table 1, MNIST: error and NLL at κ = {kappa}",
-            *(folder, measured.table_1(kappa, error, nll)),
+            *(MNIST_KAPPA[0], measured.table_1(kappa, error, nll)),
             paper=f"{error}, −{-nll}",
-            command=command,
+            command=MNIST_KAPPA[1],
         )
         for kappa, (error, nll, _) in table1.PAPER.items()
-        for folder, command in (MNIST_KAPPA,)
     ),
     *(
         Claim(

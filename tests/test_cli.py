@@ -65,7 +65,7 @@ def test_a_place_where_nothing_can_be_written_is_told_before_any_work(
     flag = {"fit": f"--out={place}", "diagnose": f"--json={place}"}[command_of]
     code, _, said = command(command_of, "data.npz", flag)
     assert code == 2
-    assert "nothing can be written in" in said
+    assert "cannot be written" in said
     assert "name another place" in said
 
 

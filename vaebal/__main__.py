@@ -1,7 +1,6 @@
 """The command `vaebal`: fit, diagnose, run, bench. Nothing is imported that a command needs not."""
 
 import argparse
-import os
 import runpy
 import sys
 from collections.abc import Sequence
@@ -60,9 +59,9 @@ def _fit(given: argparse.Namespace) -> None:
     out = Path(given.out or f"{Path(given.data.rstrip('/')).stem}.vae.npz")
     if out.exists():
         raise InputError(f"--out={out} exists: name another file, or move that one.")
-    _require_writable("out", out)
+    command_line.require_folder("out", out.parent)
     if given.path:
-        _require_writable("path", Path(given.path).expanduser() / "any")
+        command_line.require_folder("path", Path(given.path).expanduser())
     if not given.no_cache:
         command_line.keep_compiled()
     from vaebal.estimator import fit
@@ -91,7 +90,13 @@ def _diagnose(given: argparse.Namespace) -> None:
 
     for name in ("json", "figure"):
         if file := getattr(given, name):
-            _require_writable(name, Path(file))
+            command_line.require_folder(name, Path(file).parent)
+    if given.figure:
+        from matplotlib.figure import Figure
+
+        kinds = sorted(Figure().canvas.get_supported_filetypes())
+        if Path(given.figure).suffix[1:] not in kinds:
+            raise InputError(f"--figure={given.figure} must end with one of {', '.join(kinds)}.")
     path = Path(given.outputs)
     if not path.is_file() or path.suffix != ".npz":
         raise InputError(f"{path} is no .npz file: write one with np.savez(path, x=x, x_hat=...).")
@@ -114,23 +119,7 @@ def _diagnose(given: argparse.Namespace) -> None:
     if given.json:
         Path(given.json).write_text(certificate.json())
     if given.figure:
-        figure = certificate.figure()
-        kinds = sorted(figure.canvas.get_supported_filetypes())
-        if Path(given.figure).suffix[1:] not in kinds:
-            raise InputError(f"--figure={given.figure} must end with one of {', '.join(kinds)}.")
-        figure.savefig(given.figure)
-
-
-def _require_writable(flag: str, file: Path) -> None:
-    """Raises an InputError where `file` cannot be made, before any work; makes its folder."""
-    folder = file.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK)
-    except OSError:  # under a file, say
-        writable = False
-    if not writable:
-        raise InputError(f"--{flag}: nothing can be written in {folder}: name another place.")
+        certificate.figure().savefig(given.figure)
 
 
 if __name__ == "__main__":

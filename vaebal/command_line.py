@@ -14,6 +14,7 @@ import sysconfig
 import traceback
 import zlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from absl import flags
 
@@ -200,6 +201,23 @@ def take_every_core() -> None:
             sys.modules["jax"].config.update(
                 "jax_num_cpu_devices", int(os.environ["JAX_NUM_CPU_DEVICES"])
             )
+
+
+def require_folder(flag: str, folder: Path) -> None:
+    """Makes the folder that a flag's file goes to, before any work.
+
+    Raises:
+      InputError: nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"--{flag}={folder} cannot be written ({error.strerror}): name another place."
+        ) from error
 
 
 def _processor() -> int:

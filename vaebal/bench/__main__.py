@@ -110,7 +110,7 @@ class Options:
         most = 32 if jax.default_backend() == "cpu" else 256
         self.members = given.members or most >> (2 * self.quick)
         self.matrix_size = 2048 if self.quick else 4096
-        _require_writable(self.out)  # now, not after the measurements
+        command_line.require_folder("out", self.out)  # now, not after the measurements
 
     def turns(self, repeats: int, window: float) -> Turns:
         """So many turns of so many seconds, fewer and shorter if quick."""
@@ -270,16 +270,6 @@ def _integer(flag: str, text: str) -> int:
 def _require_positive(flag: str, value: int) -> None:
     if value < 1:
         raise InputError(f"--{flag} must be 1 or more, not {value}.")
-
-
-def _require_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe.{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InputError(f"--out={folder} cannot be written ({error.strerror}).") from error
 
 
 if __name__ == "__main__":

@@ -383,7 +383,7 @@ def _loaded(about: dict[str, Any], held: dict[str, np.ndarray]) -> BalancedVAE:
     prefix = "params/"
     params = {k.removeprefix(prefix): v for k, v in held.items() if k.startswith(prefix)}
     params, settled = unflatten_dict(params, sep="/"), about["settled"]
-    got = Fitted(params, about["open"], about["history"], settled, settled)
+    got = Fitted(params, about["open"], about["history"], whole=settled, settled=settled)
     vae._keep(Plan(**about["plan"]), got)
     vae.error_, vae.certificate_ = about["error"], None
     return vae

@@ -260,54 +260,45 @@ def fit(
       Diverged: training did, from this seed.
     """
     with jax.enable_x64(False):
-        return _fit(plan, train, held_out, seed, tell, deadline, kept)
-
-
-def _fit(
-    plan: Plan,
-    train: np.ndarray,
-    held_out: np.ndarray,
-    seed: int,
-    tell: Tell,
-    deadline: float,
-    kept: Kept,
-) -> Fitted:
-    dim = train.shape[1]
-    model, seen = build(plan, dim), held_out[:HELD_ROWS]
-    given = shared_given(Given(jnp.asarray(train.mean(0)), jnp.asarray(seen)), 1)
-    shape = train.shape, len(seen)
-    bound = HeldOut(model, held_out, seed)
-    member = stack_members([Member(seed, plan.latents, 1.0)])
-    epochs = lambda steps: -(-steps // steps_per_epoch(len(train), plan.batch_size))  # noqa: E731
-    program = _program(plan, "count", *shape).on(member, train, given=given)
-    found = _run(
-        program, program.init(), "count", epochs(plan.steps), bound, tell, deadline, kept,
-        stops=False,
-    )  # fmt: skip
-    state = jax.tree.map(lambda leaf: leaf[0], found.state)
-    number = int(state.homotopy.open)
-    history = [{"phase": 0.0, **each} for each in found.history]
-    program = _program(plan, "settle", *shape)
-    program = program.on(member._replace(latents=np.array([number], np.int32)), train, given=given)
-    last_bound = bound(state.params, state.homotopy.open)[0]
-    ends = [(last_bound, jax.device_get(state.params))]
-    # From where the count was found; and, where that has learned the rows by heart, anew.
-    starts = [_from_where(program.init(), found.state)]
-    if found.best_bound < last_bound - 0.01 * dim:
-        starts.append(program.init())
-    for index, start in enumerate(starts):
-        later = _run(
-            program, start, f"settle{index}", epochs(plan.settle_steps), bound, tell, deadline,
-            kept, stops=True, after=(int(state.step), number),
+        dim = train.shape[1]
+        model, seen = build(plan, dim), held_out[:HELD_ROWS]
+        given = shared_given(Given(jnp.asarray(train.mean(0)), jnp.asarray(seen)), 1)
+        shape = train.shape, len(seen)
+        bound = HeldOut(model, held_out, seed)
+        member = stack_members([Member(seed, plan.latents, 1.0)])
+        epochs = lambda steps: -(-steps // steps_per_epoch(len(train), plan.batch_size))  # noqa: E731
+        program = _program(plan, "count", *shape).on(member, train, given=given)
+        found = _run(
+            program, program.init(), "count", epochs(plan.steps), bound, tell, deadline, kept,
+            stops=False,
         )  # fmt: skip
-        history += [{"phase": 1.0, **each} for each in later.history]
-        ends.append((later.best_bound, later.best))
-    _, params = min(ends, key=lambda end: end[0])
-    # gamma where it is stationary on rows that were not trained on: by heart it would be too small.
-    log_gamma = np.float32(np.log(bound(params, number)[1]))
-    whole = found.history[-1]["step"] >= plan.steps
-    settled = whole and _settled(found.history, plan)
-    return Fitted(params | {"log_gamma": log_gamma}, number, history, whole, settled)
+        state = jax.tree.map(lambda leaf: leaf[0], found.state)
+        number = int(state.homotopy.open)
+        history = [{"phase": 0.0, **each} for each in found.history]
+        program = _program(plan, "settle", *shape)
+        program = program.on(
+            member._replace(latents=np.array([number], np.int32)), train, given=given
+        )
+        last_bound = bound(state.params, state.homotopy.open)[0]
+        ends = [(last_bound, jax.device_get(state.params))]
+        # From where the count was found; and, where that has learned the rows by heart, anew.
+        starts = [_from_where(program.init(), found.state)]
+        if found.best_bound < last_bound - 0.01 * dim:
+            starts.append(program.init())
+        for index, start in enumerate(starts):
+            later = _run(
+                program, start, f"settle{index}", epochs(plan.settle_steps), bound, tell, deadline,
+                kept, stops=True, after=(int(state.step), number),
+            )  # fmt: skip
+            history += [{"phase": 1.0, **each} for each in later.history]
+            ends.append((later.best_bound, later.best))
+        _, params = min(ends, key=lambda end: end[0])
+        # gamma where it is stationary on rows that were not trained on: by heart it would be too
+        # small.
+        log_gamma = np.float32(np.log(bound(params, number)[1]))
+        whole = found.history[-1]["step"] >= plan.steps
+        settled = whole and _settled(found.history, plan)
+        return Fitted(params | {"log_gamma": log_gamma}, number, history, whole, settled)
 
 
 def _from_where(start: State, found: State) -> State:

@@ -237,7 +237,9 @@ def active_units(mean: np.ndarray, threshold: float = 0.01) -> Estimate:
 def largest_mode(
     product: Callable[[Array], Array], start: Array, steps: int
 ) -> tuple[Array, Array]:
-    """A positive semidefinite matrix' eigenvector of largest eigenvalue, and that, by powers.
+    """The eigenvector of largest eigenvalue of a positive semidefinite matrix, and that eigenvalue.
+
+    By power iteration.
 
     For instance a covariance's, of whose rows only products are formed; can be jitted.
 

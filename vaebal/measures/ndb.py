@@ -33,14 +33,17 @@ class Bins(NamedTuple):
     scale: np.ndarray  # [D]: distances are between (x - mean) / scale
     dimensions: np.ndarray  # [D'], those that distances are taken in
 
-    def points(self, examples: np.ndarray) -> np.ndarray:
-        """What distances are between, [M, D] -> [M, D']."""
-        of = self.dimensions
-        return (examples[:, of] - self.mean[None, of]) / self.scale[None, of]
-
     def assign(self, examples: np.ndarray) -> np.ndarray:
         """The bin of each example, [M, D] -> [M]: that of the nearest centre."""
-        return pairwise_distances_argmin(self.points(examples), self.points(self.centres))
+        about = self.mean, self.scale, self.dimensions
+        return pairwise_distances_argmin(_points(examples, *about), _points(self.centres, *about))
+
+
+def _points(
+    examples: np.ndarray, mean: np.ndarray, scale: np.ndarray, dimensions: np.ndarray
+) -> np.ndarray:
+    """What distances are between, [M, D] -> [M, D']."""
+    return (examples[:, dimensions] - mean[None, dimensions]) / scale[None, dimensions]
 
 
 class NDB(NamedTuple):
@@ -96,8 +99,7 @@ def ndb_bins(train: np.ndarray, bins: int, seed: int, *, whiten: bool = False) -
     if size > MOST_DIMENSIONS:
         key = stream(seed, "ndb/dimensions")
         dimensions = np.asarray(jax.random.choice(key, size, (size // SUBSPACE,), replace=False))
-    nothing = np.zeros((0, size), train.dtype), np.zeros(0, int)
-    points = Bins(*nothing, mean, scale, dimensions).points(train)
+    points = _points(train, mean, scale, dimensions)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # refused below, in our words
         init = "k-means++"
