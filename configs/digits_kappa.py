@@ -15,12 +15,12 @@ def get_config() -> ml_collections.ConfigDict:
     config = fields.defaults("digits_kappa")
     config.train.seeds = (0, 1, 2)
     config.model.width = 64
-    config.train.epochs = 120
+    config.train.epochs = 110
     config.train.batch_size = 128
     config.train.learning_rate = 3e-3
     # gamma starts at 1, above the largest variance of any direction of the digits (.7):
     # the whole descent happens in training, and the net without skips loses most latents.
     config.train.gamma_rate = 1e-2
-    config.train.epochs_per_chunk = 10
-    config.train.epochs_per_checkpoint = 60
+    config.train.epochs_per_chunk = 22
+    config.train.epochs_per_checkpoint = 44
     return config

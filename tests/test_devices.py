@@ -100,7 +100,7 @@ for name, shard in (("whole", False), ("split", True)):
 
 
 ON_CORES = """
-import sys
+import contextlib, sys, time
 from pathlib import Path
 import jax, numpy as np
 from small_run import small_program
@@ -128,7 +128,30 @@ for name, other in (("two", "filled"), ("filled", "two")):
     with Checkpoints(out / other) as checkpoints:
         _, half = checkpoints.restore_latest(state[name].state_shapes)
     keep(name, state[name].run(half, 10))
+
+on = {}  # by item: where what it makes lies
+def work(item):
+    on[item] = jax.jit(lambda x: x + 1)(np.zeros(())).devices()
+    if item == 3:
+        raise KeyError(item)
+    time.sleep(0.2)  # else one core has done all before the next has begun
+
+assert list(devices.on_every_core(work, range(3))) == [0, 1, 2]
+assert set.union(*on.values()) == set(jax.devices())
+done = []
+with contextlib.suppress(KeyError):
+    for item in devices.on_every_core(work, range(100)):
+        done.append(item)
+assert set(done) <= {0, 1, 2} and len(on) < 20  # those that had begun, and no other
 """
+
+
+def test_work_where_devices_are_no_cores_is_done_one_after_the_other():
+    begun = []
+    assert not devices.are_cores()
+    items = devices.on_every_core(begun.append, "abc")
+    assert (next(items), begun) == ("a", ["a"])
+    assert (list(items), begun) == (["b", "c"], ["a", "b", "c"])
 
 
 def load(file: Path) -> list[np.ndarray]:

@@ -215,12 +215,17 @@ def train(
             diverged_goes_on=diverged_goes_on,
         )
     state = devices.local(_evaluated(state))
+
+    def finish(index: int) -> None:
+        own = jax.tree.map(lambda leaf: leaf[index], state)
+        seconds = (compiling + _seconds(cells, group[index])) / len(group)
+        _finish(cells, group[index], own, schedule, seconds, evaluate)
+
     if devices.is_writer():
-        for index, cell in enumerate(group):
-            progress.note(f"evaluating {cell.name}")
-            own = jax.tree.map(lambda leaf, index=index: leaf[index], state)
-            seconds = (compiling + _seconds(cells, cell)) / len(group)
-            _finish(cells, cell, own, schedule, seconds, evaluate)
+        if devices.are_cores():
+            state = jax.device_get(state)
+        for index in devices.on_every_core(finish, range(len(group))):
+            progress.note(f"evaluated {group[index].name}")
     devices.agreed(True)  # all wait until the rows are written: what comes next may need them
     progress.done()
 

@@ -1,10 +1,12 @@
 """The processes and devices that a run is spread over, and the notice to leave them."""
 
 import contextlib
+import queue
 import signal
 import threading
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -59,6 +61,43 @@ def are_cores() -> bool:
     cores = jax.config.jax_num_cpu_devices
     alone = jax.process_count() == 1
     return alone and jax.default_backend() == "cpu" and 1 < cores == jax.device_count()
+
+
+def on_every_core(work: Callable[[Any], None], items: Iterable[Any]) -> Iterator[Any]:
+    """Has work(item) done for all of `items`, and gives each item as it is done, in order.
+
+    Where JAX's devices are the cores of this CPU every core works on an item of its own: what no
+    device holds yet, NumPy arrays and what `work` makes itself, is computed there. Elsewhere one
+    item is done after the other.
+
+    Raises:
+      what `work` raises; no item is begun after that.
+    """
+    cores = jax.local_devices() if are_cores() else []
+    free = queue.SimpleQueue()
+    for core in cores:
+        free.put(core)
+
+    def on_a_core(item: Any) -> None:
+        core = free.get()
+        try:
+            with jax.default_device(core):
+                work(item)
+        finally:
+            free.put(core)
+
+    if not cores:
+        for item in items:
+            work(item)
+            yield item
+        return
+    pool = ThreadPoolExecutor(len(cores), "core")
+    try:
+        for item, ended in [(item, pool.submit(on_a_core, item)) for item in items]:
+            ended.result()
+            yield item
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def agreed(value: bool) -> bool:

@@ -154,22 +154,28 @@ def train_step(
     number = member.latents if rule is None else state.homotopy.open
     at = At(member, state.step, jnp.asarray(number), given)
     log_gamma = {} if rule is None else {"log_gamma": state.homotopy.log_gamma}
-    (loss, told), gradients = jax.value_and_grad(
-        lambda weights: objective.loss({**weights, **log_gamma}, batch, at), has_aux=True
-    )(state.weights)
+    # The weights follow gamma times the gradient: that of ||x - x_hat||^2 / 2 + gamma KL, which
+    # keeps its scale while gamma falls by orders of magnitude. On the plain gradient Adam's second
+    # moment lags behind 1 / gamma^2, and its steps are several times too long.
+    gamma = 1.0 if rule is None else jnp.exp(state.homotopy.log_gamma)
+
+    def scaled(weights: Any) -> tuple[Array, tuple[Array, Told]]:
+        loss, told = objective.loss({**weights, **log_gamma}, batch, at)
+        return gamma * loss, (loss, told)
+
+    gradients, (loss, told) = jax.grad(scaled, has_aux=True)(state.weights)
     longest = jnp.inf
-    if rule is not None:
-        # The weights follow gamma times the gradient: that of ||x - x_hat||^2 / 2 + gamma KL,
-        # which keeps its scale while gamma falls by orders of magnitude. On the plain gradient
-        # Adam's second moment lags behind 1 / gamma^2, and its steps are several times too long.
-        gamma = jnp.exp(state.homotopy.log_gamma)
-        gradients = jax.tree.map(lambda gradient: gamma * gradient, gradients)
-        if settings.jitter > 0:
-            longest = steady_rate(gamma, objective.dim, settings.jitter) / member.learning_rate
-            # Of a gamma that is no number: such a step would be none either at rate 0.
-            longest = jnp.where(jnp.isnan(longest), 0.0, longest)
+    if rule is not None and settings.jitter > 0:
+        longest = steady_rate(gamma, objective.dim, settings.jitter) / member.learning_rate
+        # Of a gamma that is no number: such a step would be none either at rate 0.
+        longest = jnp.where(jnp.isnan(longest), 0.0, longest)
     gradient_norm = optax.tree.norm(gradients)
     taken = (state.stopped < 0) & jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
+    if rule is not None:
+        moved = _moved(objective, rule(member), state, told)
+        # Asked for here so that what reads the weights comes before what writes them: XLA would
+        # keep a copy of them for it.
+        taken &= jnp.isfinite(moved.log_gamma)
     # A step not taken is Adam's step on no gradient at rate 0. Choosing between all of the state
     # before and after would need both at once: a sixth of a step's time on a CPU.
     optimiser = weights_optimiser(settings, taken, longest)
@@ -182,7 +188,6 @@ def train_step(
     statistics = {"loss": loss, **told.statistics, "gradient_norm": gradient_norm}
     homotopy = state.homotopy
     if rule is not None:
-        moved = _moved(objective, rule(member), state, told)
         homotopy = jax.tree.map(lambda new, old: jnp.where(taken, new, old), moved, homotopy)
         statistics["residual_variance"] = homotopy.residual_variance
     step = jnp.where(taken, state.step + 1, state.step)
