@@ -10,12 +10,13 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import vaebal
+from vaebal.data import steps_per_epoch
 from vaebal.errors import InputError
 from vaebal.estimator import BalancedVAE, load
 from vaebal.estimator import rows as rows_module
 from vaebal.estimator.plan import plan
 from vaebal.estimator.rows import Scale, read, scale_of
-from vaebal.estimator.train import Fitted, _settled
+from vaebal.estimator.train import CHUNKS, Fitted, _parts, _settled
 
 NOISE = 0.03  # standard deviation, of every feature of the fitted square
 SCALE = 1000.0
@@ -330,6 +331,17 @@ def test_a_plan_knows_the_size_alone():
     assert small.steps < large.steps == 20_000
     assert small.batch_size == 100
     assert plan(20_000, 784, max_latents=7).latents == 7
+
+
+@pytest.mark.parametrize("examples", [100, 9_000, 90_000, 900_000, 12_345_678])
+def test_no_chunk_is_longer_than_its_share_of_the_steps(examples):
+    """A pass over many rows is cut: 900,000 took 27,000 steps, told of three times."""
+    chosen = plan(examples, 50)
+    whole = steps_per_epoch(examples, chosen.batch_size)
+    each = whole // _parts(chosen, examples)
+    assert 1 <= each <= chosen.steps / CHUNKS
+    assert -(-chosen.steps // each) * each < 1.03 * chosen.steps
+    assert each == whole or examples > 50_000
 
 
 def test_a_count_is_settled_where_no_latent_opened_late():

@@ -23,7 +23,7 @@ from training_runs import (
 )
 
 from vaebal import homotopy
-from vaebal.data import batch_indices
+from vaebal.data import batch_indices, epoch_order
 from vaebal.errors import CheckpointError, Diverged
 from vaebal.generation import stages
 from vaebal.measures.evaluation import posterior
@@ -507,6 +507,27 @@ def test_rows_may_be_any_tree():
     built = Program(Objective(regression, loss, dim=1), FAST, stack, rows, 8)
     metrics = trained(built, 1)[1]
     assert (float(metrics["x"][0]), float(metrics["y"][0])) == (16, 28)
+
+
+def test_a_pass_over_the_rows_in_parts_sees_what_a_whole_one_does():
+    """Ten batches in three parts: nine, each of three, in the order of the whole."""
+
+    def loss(params, batch, at):
+        nth = jnp.where(jnp.arange(20) == at.step, batch.sum(), 0.0)
+        return jnp.square(params["w"]).sum(), Told({"sums": nth})
+
+    rows, stack = 2.0 ** np.arange(20, dtype=np.float32), stack_members([Member(3)])
+    built = Program(Objective(regression, loss, dim=1), FAST, stack, rows, 2, parts=3)
+    state, seen = built.init(), np.zeros(20)
+    for part in range(6):
+        state, metrics = built.run(state, 1)
+        sums = 3 * np.asarray(metrics["sums"][0])  # metrics are means over the part's steps
+        assert np.flatnonzero(sums).tolist() == [3 * part, 3 * part + 1, 3 * part + 2]
+        seen += sums
+    for epoch in (0, 1):
+        order = np.asarray(epoch_order(3, epoch, 20, 2))
+        expected = rows[order].sum(1)[:9]
+        np.testing.assert_allclose(seen[9 * epoch : 9 * epoch + 9], expected, rtol=1e-6)
 
 
 def test_rows_that_cannot_be_joined_are_refused():

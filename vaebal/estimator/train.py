@@ -135,7 +135,14 @@ def _program(plan: Plan, phase: str, shape: tuple[int, int], held: int) -> Progr
     return Program(
         objective(build(plan, dim)), settings, member, jax.ShapeDtypeStruct(shape, np.float32),
         plan.batch_size, given=Given(jnp.zeros((1, dim)), jnp.zeros((1, held, dim))), rule=rule,
+        parts=_parts(plan, shape[0]),
     )  # fmt: skip
+
+
+def _parts(plan: Plan, examples: int) -> int:
+    """Into how many a pass over the rows is cut, so that none is longer than a chunk."""
+    whole = steps_per_epoch(examples, plan.batch_size)
+    return min(-(-CHUNKS * whole // plan.steps), whole)
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -192,8 +199,8 @@ def _run(
       deadline: by `time.monotonic`.
       kept: where the phase goes on from, and is kept after every chunk.
       stops: whether it ends where the held-out bound has worsened.
-      after: what it begins from, as integers: what was kept of a phase that began from another
-        state is not gone on with.
+      after: what it begins from and counts in, as integers: what was kept of a phase of others is
+        not gone on with.
 
     Raises:
       Diverged: the loss or gradient stopped being finite.
@@ -266,11 +273,14 @@ def fit(
         shape = train.shape, len(seen)
         bound = HeldOut(model, held_out, seed)
         member = stack_members([Member(seed, plan.latents, 1.0)])
-        epochs = lambda steps: -(-steps // steps_per_epoch(len(train), plan.batch_size))  # noqa: E731
+        parts = _parts(plan, len(train))
+        each = steps_per_epoch(len(train), plan.batch_size) // parts
+        epochs = lambda steps: -(-steps // each)  # noqa: E731
+        found_in = (parts,) if parts > 1 else ()
         program = _program(plan, "count", *shape).on(member, train, given=given)
         found = _run(
             program, program.init(), "count", epochs(plan.steps), bound, tell, deadline, kept,
-            stops=False,
+            stops=False, after=found_in,
         )  # fmt: skip
         state = jax.tree.map(lambda leaf: leaf[0], found.state)
         number = int(state.homotopy.open)
@@ -288,7 +298,7 @@ def fit(
         for index, start in enumerate(starts):
             later = _run(
                 program, start, f"settle{index}", epochs(plan.settle_steps), bound, tell, deadline,
-                kept, stops=True, after=(int(state.step), number),
+                kept, stops=True, after=(int(state.step), number, *found_in),
             )  # fmt: skip
             history += [{"phase": 1.0, **each} for each in later.history]
             ends.append((later.best_bound, later.best))

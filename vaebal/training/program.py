@@ -235,6 +235,7 @@ class Program(_Compiled):
         given: Any = (),
         own: Any = (),
         rule: Rule = None,
+        parts: int = 1,
         mesh: Mesh | None = None,
         shard_parameters: bool = False,
     ):
@@ -248,6 +249,8 @@ class Program(_Compiled):
           own: rows of each member's own, [M, N, ...]: all there are, where `rows` is (), or a dict
             that joins the dict `rows`.
           rule: how gamma moves; None where the objective has none.
+          parts: what `run` calls an epoch is one of so many equal parts of a pass over the rows,
+            where a whole one takes longer than one would wait.
           shard_parameters: whether the devices that share a batch also share the parameters and
             the optimiser's moments, see `placed`, instead of holding copies.
 
@@ -256,7 +259,7 @@ class Program(_Compiled):
         """
         mesh = mesh_for(len(members.seed)) if mesh is None else mesh
         super().__init__(objective, settings, rule, mesh, shard_parameters)
-        self._batch_size = batch_size
+        self._batch_size, self._parts = batch_size, parts
         self._place(members, rows, given, own)
         start = time.perf_counter()
         self._compile_init()
@@ -270,7 +273,7 @@ class Program(_Compiled):
     def _epochs(self, members, state, rows, given, own, epochs):
         """`epochs` is traced: chunks of any length share one program."""
         size, batch_size = _examples(rows, own), self._batch_size
-        steps = steps_per_epoch(size, batch_size)
+        steps = steps_per_epoch(size, batch_size) // self._parts
 
         each = functools.partial(jax.vmap, spmd_axis_name="member")
 
@@ -284,7 +287,9 @@ class Program(_Compiled):
             return self._stepped(member, state, batch, given)
 
         def order(member, done):
-            return epoch_order(member.seed, done // steps, size, batch_size)
+            epoch, part = jnp.divmod(done // steps, self._parts)
+            whole = epoch_order(member.seed, epoch, size, batch_size)
+            return jax.lax.dynamic_slice_in_dim(whole, part * steps, steps)
 
         def told(member, tallied, given, own):
             probe = jax.tree.map(lambda leaf: leaf[:batch_size], _joined(rows, own))
