@@ -13,7 +13,8 @@ ABOUT = """\
 vaebal fit DATA            a VAE in balance on your data: an .npy, .npz or .csv file, or a folder of
                            images; says how many latents it needs, and keeps the model
 vaebal diagnose OUTPUTS    is your VAE collapsed, crowded or balanced? an .npz file with the arrays
-                           x, x_hat, mean and log_var (or variance), and if at hand x_hat_sampled
+                           x, x_hat, mean and log_var (or variance), and if at hand x_hat_sampled;
+                           or the folder of a finished run of ours: every VAE in it
 vaebal run --config=NAME   an experiment, as python main.py does; --help lists its flags
 vaebal bench --what=step   how fast it is; --help lists its flags
 
@@ -77,7 +78,9 @@ def _fit(given: argparse.Namespace) -> None:
 
 def _diagnose_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser("vaebal diagnose", description="Is your VAE balanced?")
-    parser.add_argument("outputs", help=".npz file: x, x_hat, mean, log_var (or variance)")
+    parser.add_argument(
+        "outputs", help=".npz file: x, x_hat, mean, log_var (or variance); or a run's --workdir"
+    )
     parser.add_argument("--gamma", type=float, help="decoder variance, if not in the file as gamma")
     parser.add_argument("--kl-weight", type=float, help="or the loss's KL weight, see the docs")
     parser.add_argument("--json", help="a file for every number")
@@ -86,6 +89,9 @@ def _diagnose_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _diagnose(given: argparse.Namespace) -> None:
+    if Path(given.outputs).is_dir():
+        _diagnose_run(given)
+        return
     from vaebal.estimator.rows import from_archive
 
     for name in ("json", "figure"):
@@ -120,6 +126,20 @@ def _diagnose(given: argparse.Namespace) -> None:
         Path(given.json).write_text(certificate.json())
     if given.figure:
         certificate.figure().savefig(given.figure)
+
+
+def _diagnose_run(given: argparse.Namespace) -> None:
+    for name in ("gamma", "kl_weight", "json", "figure"):
+        if getattr(given, name) is not None:
+            raise InputError(f"--{name.replace('_', '-')} means nothing for a run: leave it out.")
+    command_line.keep_compiled()
+    from vaebal.experiments import verdicts
+
+    found = []
+    for name, certificate in verdicts.of_run(given.outputs):
+        print(f"{name}: {certificate.verdict}", flush=True)
+        found.append((name, certificate))
+    print(f"\n{verdicts.write(given.outputs, found)}")
 
 
 if __name__ == "__main__":

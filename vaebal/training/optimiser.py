@@ -59,16 +59,15 @@ def averaged(opt_state: Any, weights: Any) -> Any:
     return weights if kept is None else kept
 
 
-def _clipped(norm: float, taken: Array | bool) -> optax.GradientTransformation:
-    """optax.clip_by_global_norm, and no gradient where the step is not taken.
+def _clipping(norm: float) -> optax.GradientTransformation:
+    """optax.clip_by_global_norm, by one factor for all weights.
 
-    By one factor for all weights: optax's quotient, one a weight, would be written down for each
-    of Adam's moments to read.
+    optax's quotient, one a weight, would be written down for each of Adam's moments to read.
     """
 
     def update(gradients, _):
         factor = jnp.minimum(1.0, norm / optax.tree.norm(gradients))
-        return jax.tree.map(lambda leaf: jnp.where(taken, factor * leaf, 0.0), gradients)
+        return jax.tree.map(lambda leaf: factor * leaf, gradients)
 
     return optax.stateless(update)
 
@@ -90,13 +89,15 @@ def weights_optimiser(
         max(settings.total_steps, settings.warmup_steps + 1),
         settings.final_learning_rate,
     )
+    # After the clipping, so that its norm and the one in the statistics are computed once.
+    gate = optax.stateless_with_tree_map(lambda update, _: jnp.where(taken, update, 0.0))
     rate = lambda step: jnp.minimum(schedule(step), longest)  # noqa: E731
     if settings.weight_decay > 0:
         decay = settings.weight_decay
         adam = optax.adamw(rate, b2=settings.beta2, weight_decay=decay, mask=_decays)
     else:
         adam = optax.adam(rate, b2=settings.beta2)
-    parts = [_clipped(settings.clip_norm, taken), adam]
+    parts = [_clipping(settings.clip_norm), gate, adam]
     if settings.jitter > 0:
         parts.append(
             optax.stateless_with_tree_map(lambda update, _: jnp.clip(update, -longest, longest))

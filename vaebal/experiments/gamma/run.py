@@ -7,7 +7,7 @@ are its inputs.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +28,7 @@ from vaebal.experiments.cells import Cells, schedule_of
 from vaebal.experiments.gamma import page
 from vaebal.experiments.gamma.arms import Arm, arms, member, rule
 from vaebal.experiments.gamma.evaluate import draw_pictures, evaluate, largest_variance
+from vaebal.experiments.verdicts import Trained
 from vaebal.models import GaussianVAE, conv_vae, infogan_vae, mlp_vae
 from vaebal.models.nets import ACTIVATIONS, PRODUCTS
 from vaebal.theory.collapse import collapse
@@ -42,9 +43,11 @@ from vaebal.training import (
     state_shapes,
 )
 from vaebal.training.progress import Progress
+from vaebal.training.workdir import workdir_path
 from vaebal.units import to_unit_pixels
 
 NETWORKS = ("conv", "infogan", "mlp")
+TOGETHER = ("all", "rank", "none")
 
 
 class Run(NamedTuple):
@@ -263,13 +266,16 @@ class Programs:
         members = stack_members([self.member(run) for run in runs])
         return objective, settings, rule(kind, config, images.dim, steps), members, given
 
-    def _weights(self, run: Run) -> Any:
+    def params(self, run: Run) -> Any:
         """Those that a finished run ended with; zeros of one that stopped."""
         name, group = next((n, g) for n, g in self._groups.items() if run in g)
         shapes = state_shapes(*self._recipe(group), split=self._config.train.shard_parameters)
         if "stopped" in self._cells.row(run):
-            return jax.tree.map(lambda leaf: np.zeros(leaf.shape[1:], leaf.dtype), shapes.weights)
-        params = devices.local(self._cells.params(run, name, group.index(run), shapes))
+            return jax.tree.map(lambda leaf: np.zeros(leaf.shape[1:], leaf.dtype), shapes.params)
+        return devices.local(self._cells.params(run, name, group.index(run), shapes))
+
+    def _weights(self, run: Run) -> Any:
+        params = self.params(run)
         return {name: leaf for name, leaf in params.items() if name != "log_gamma"}
 
     def member(self, run: Run) -> Any:
@@ -291,7 +297,7 @@ def groups_of(config: Any, found: Sequence[Arm], ranks: Sequence[int], together:
     """The runs by the name of the group in which they train; all are of one kind of arm.
 
     Args:
-      together: what trains in one program: "all", "rank" (those of one r) or "none".
+      together: what trains in one program: "all", "rank" (those of one r) or "none"; `TOGETHER`.
     """
     groups: dict[str, list[Run]] = {}
     for some in [tuple(ranks)] if together == "all" else [(rank,) for rank in ranks]:
@@ -377,13 +383,44 @@ def _together(config: Any, images: ImageSet, ranks: int) -> str:
     return "all" if stored and ranks * needed <= config.train.device_bytes else "rank"
 
 
+def _closed(params: Any, number: int, latents: int) -> Any:
+    """With what was never opened as training had it."""
+    for latent in range(number, latents):
+        params = collapse(params, latent)
+    return params
+
+
+def trained(config: Any, workdir: str) -> Iterator[Trained]:
+    """The VAEs of a finished run; those that stopped are left out."""
+    check(config)
+    drawn = config.data.name in MANIFOLDS
+    ranks = tuple(config.data.ranks) if drawn else (0,)
+    path = workdir_path(workdir)
+    # What trains in one program was another matter, on other devices perhaps.
+    each = (groups_of(config, arms(config), ranks, together) for together in TOGETHER)
+    there = lambda name: (path / "checkpoints" / name).exists()  # noqa: E731
+    groups = next((groups for groups in each if all(map(there, groups))), None)
+    if groups is None:
+        raise InputError(f"{workdir} has no checkpoints of all its runs: finish it first.")
+    cells, data = Cells(path), Data(config)
+    programs = Programs(config, cells, data, groups)
+    for run in (run for group in groups.values() for run in group):
+        row = cells.row(run)
+        if "stopped" not in row:
+            images = data.of(run)
+            model = build_model(config, images.image_shape)
+            params = _closed(programs.params(run), row["open"], model.latents)
+            name = f"{run.arm}, r = {run.rank}" if drawn else run.arm
+            name += f", seed {run.seed}"
+            yield Trained(name, model, params, row["open"], images.test, images.decode)
+
+
 def _evaluate(
     config: Any, data: Data, programs: Programs, run: Run, params: Any, state: State
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     images, number = data.of(run), int(state.homotopy.open)
     model = build_model(config, images.image_shape)
-    for latent in range(number, model.latents):
-        params = collapse(params, latent)  # what was never opened, as training had it
+    params = _closed(params, number, model.latents)
     row = {
         "open": number,
         **evaluate(config, model, params, run.seed, images),

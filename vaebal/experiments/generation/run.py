@@ -4,14 +4,18 @@
 """
 
 import functools
+from collections.abc import Iterator
 from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
 
 from vaebal.data import ImageSet
 from vaebal.errors import InputError
 from vaebal.experiments import checks, inputs, report
 from vaebal.experiments.cells import train_all
 from vaebal.experiments.generation import page as generation_report
-from vaebal.experiments.generation.pipeline import SPACES
+from vaebal.experiments.generation.pipeline import SPACES, Stage, pipeline
 from vaebal.experiments.generation.scores import (
     Scorer,
     counts,
@@ -25,6 +29,7 @@ from vaebal.experiments.generation.stages import (
     make,
     networks,
 )
+from vaebal.experiments.verdicts import Trained
 from vaebal.generation import classifier
 from vaebal.measures import inception_weights
 from vaebal.models.nets import ACTIVATIONS
@@ -146,3 +151,26 @@ def load_pipeline(config: Any, workdir: str, seed: int) -> tuple[Session, dict[s
     targets = classifier.targets_of(images, config.data.dir)
     session = Session(config, workdir_path(workdir), images, targets)
     return session, networks(session, seed)
+
+
+def _codes(rows: Array) -> Array:
+    return rows
+
+
+def trained(config: Any, workdir: str) -> Iterator[Trained]:
+    """The VAEs of finished pipelines that reconstruct what they read, images or codes."""
+    for seed in config.train.seeds:
+        session, found = load_pipeline(config, workdir, seed)
+        for stage in (Stage(name, seed) for name in pipeline(config)):
+            if stage.kind != "vae" or not stage.alone:
+                continue
+            rows, decode = jnp.asarray(session.images.test), session.images.decode
+            if stage.reads == ("codes",):
+                means = session.posterior_of_images("ae", found["ae"], rows)[0]
+                rows, decode = found["scale"].standardise(means), _codes
+            model, opened = session.models[stage.network], session.config.ae.codes
+            if stage.balanced:
+                opened = session.cells.row(stage.before)["open"]
+            params = found[stage.stage]
+            name = f"VAE of {stage.space}, seed {seed}"
+            yield Trained(name, model, params, opened, rows, decode)

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,8 @@ from vaebal.experiments import cells as runner
 from vaebal.experiments import checks, inputs, report
 from vaebal.experiments.cells import Cells, schedule_of
 from vaebal.experiments.kappa_sweep import fields, page
+from vaebal.experiments.kappa_sweep.page import SKIP_NAMES
+from vaebal.experiments.verdicts import Trained
 from vaebal.homotopy import Homotopy
 from vaebal.measures import evaluation, likelihood
 from vaebal.models import GaussianVAE, mlp_vae, prior_samples, with_own_skips
@@ -333,10 +335,23 @@ def draw_pictures(
     return {"images": x, "reconstructions": decode(mean), "samples": decode(z)}
 
 
+def trained(config: Any, workdir: str) -> Iterator[Trained]:
+    """The VAEs of a finished sweep; those that stopped are left out."""
+    images, cells = inputs.open_data(config), Cells(workdir_path(workdir), "members")
+    for (cell,) in stacks(config, "none"):
+        if "stopped" not in cells.row(cell):
+            model, params = load_member(config, workdir, *cell, images=images)
+            name = f"{SKIP_NAMES[cell.skips]}, κ = {cell.kappa}, seed {cell.seed}"
+            yield Trained(name, model, params, cell.kappa, images.test, images.decode)
+
+
 def load_member(
-    config: Any, workdir: str, skips: str, kappa: int, seed: int
+    config: Any, workdir: str, skips: str, kappa: int, seed: int, images: ImageSet | None = None
 ) -> tuple[GaussianVAE, dict[str, Any]]:
     """A finished member's model (its skips fixed) and parameters, to probe in a notebook.
+
+    Args:
+      images: the config's, where they are loaded already.
 
     Raises:
       InputError: the sweep has no such member, it has not been trained yet, or with another
@@ -354,7 +369,7 @@ def load_member(
     for group in groups:
         name = stack_name(group)
         if (cells.path / "checkpoints" / name).exists():
-            images = inputs.open_data(config)
+            images = images or inputs.open_data(config)
             model, *made = recipe(config, images, group)
             given = np.zeros((len(group), images.dim), np.float32)
             shapes = state_shapes(*made, given, split=config.train.shard_parameters)

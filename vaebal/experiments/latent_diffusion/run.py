@@ -4,7 +4,7 @@
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vaebal.errors import InputError
@@ -19,9 +19,11 @@ from vaebal.experiments.latent_diffusion.stages import (
     numbers,
     second_stage,
 )
+from vaebal.experiments.verdicts import Trained
 from vaebal.generation import classifier
 from vaebal.models.nets import ACTIVATIONS
 from vaebal.training.progress import Progress
+from vaebal.training.workdir import workdir_path
 
 
 def check(config: Any) -> None:
@@ -130,3 +132,16 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
         page.write(config, path, finished, stopped, pictures, images, trained)
 
     return runner.report_all(rows, "Lower train.learning_rate or prior.learning_rate", write)
+
+
+def trained(config: Any, workdir: str) -> Iterator[Trained]:
+    """The finished autoencoders that are VAEs; those that stopped are left out."""
+    images = inputs.open_data(config)
+    targets = classifier.targets_of(images, config.data.dir)
+    session = Session(config, workdir_path(workdir), images, targets)
+    for arm in (arm for arm in config.train.arms if arm != "none"):
+        for cell in (First(arm, seed) for seed in config.train.seeds):
+            if not session.stopped(cell):
+                params, latents = session.params(cell), int(session.member(cell).latents)
+                name = f"{arm}, seed {cell.seed}"
+                yield Trained(name, session.model, params, latents, images.test, images.decode)
