@@ -174,6 +174,8 @@ def test_a_cell_that_stops_has_its_step_for_a_row_and_its_history_to_there(tmp_p
     assert cells.finished(*group)
     assert cells.row(group[1]) == {"end": 5, "seed": 1, "stopped": 5}
     assert cells.row(group[2]) == {"end": 0, "seed": 2, "stopped": 0}
+    with pytest.raises(InputError, match="stopped at step 5, its loss, gradient or gamma not fin"):
+        cells.params(group[1], "group", 1, None)
     assert [entry["epoch"] for entry in cells.history(group[0])] == list(range(1, EPOCHS + 1))
     assert [entry["epoch"] for entry in cells.history(group[1])] == [1, 2]  # of two steps each
     assert cells.history(group[2]) == []

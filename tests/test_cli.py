@@ -105,6 +105,20 @@ def test_outputs_of_a_vae_are_diagnosed(command, tmp_path):
     assert "must end with one of" in refused
     assert command("diagnose", file, "--kl-weight=1e-3")[0] == 2  # the file says gamma
 
+    # The same model by its loss: gamma is beta / 2 beside a sum over pixels, beta D / 2 a mean's.
+    np.savez(file, x=x, x_hat=x_hat, mean=mean, log_var=log_var)
+    for weight, pixels in ((2 * gamma, ()), (2 * gamma, ("sum",)), (2 * gamma / 20, ("mean",))):
+        flags = f"--kl-weight={weight}", *(f"--pixels={each}" for each in pixels)
+        said = command("diagnose", file, *flags)[1]
+        assert said.startswith("balanced")
+        assert "implied by the loss" in said
+    assert command("diagnose", file, f"--kl-weight={2 * gamma / 20}")[1].startswith("under")
+    code, _, refused = command("diagnose", file, "--pixels=mean")
+    assert (code, "--pixels=mean says of --kl-weight" in refused) == (2, True)
+    for flag in ("--gamma=1", "--json=a.json"):
+        code, _, refused = command("diagnose", tmp_path, flag)
+        assert (code, "means nothing for a run: leave it out" in refused) == (2, True)
+
     mean[:, 1] = log_var[:, 1] = 0
     x_hat = mean[:, :2] * np.sqrt(variances - gamma) @ basis.T
     np.savez(file, x=x, x_hat=x_hat, mean=mean, log_var=log_var, gamma=gamma)

@@ -326,3 +326,24 @@ def test_rematerialised_blocks_are_the_same_net_in_less_memory(x):
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pull))
 
     assert kept_bytes(True) < 0.5 * kept_bytes(False)
+
+
+def test_images_need_not_be_square():
+    """On a CPU the windows were as many across as down: others' right-hand side was not seen."""
+    model = small_infogan(image_shape=(8, 12, 1))
+    x = np.random.default_rng(0).uniform(size=(2, 96)).astype(np.float32)
+    params = started(model, x, 0.1)
+    pixels = jax.grad(lambda x: apply(model, params, x, method="encode")[0].sum())(jnp.asarray(x))
+    assert (np.abs(pixels.reshape(2, 8, 12)) > 0).all()
+    mean, _ = apply(model, params, x, method="encode")
+    assert apply(model, params, mean, method="decode").shape == (2, 96)
+    kernel = jax.random.normal(jax.random.key(0), (4, 4, 3, 5))
+    for shape in ((2, 8, 12, 3), (2, 12, 8, 3)):
+        image = jax.random.normal(jax.random.key(1), shape)
+        given = None, image, kernel, (2, 2), ((1, 1), (1, 1))
+        expected = jax.lax.conv_general_dilated(
+            image, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        np.testing.assert_allclose(
+            convnets._windows_times_kernel(*given), expected, rtol=1e-4, atol=1e-4
+        )

@@ -86,6 +86,9 @@ def test_a_truncated_idx_file_is_told():
         idx.parse_idx_images(content[:-1])
     with pytest.raises(InputError, match="must start with"):
         idx.parse_idx_images(b"\x00\x00\x08\x01" + content[4:])
+    for parse, kind in ((idx.parse_idx_images, "image"), (idx.parse_idx_labels, "label")):
+        with pytest.raises(InputError, match=f"An IDX {kind} file must start with"):
+            parse(content[:5])  # cut within a number
 
 
 def test_missing_files_name_the_two_ways(tmp_path, monkeypatch):
@@ -272,6 +275,13 @@ def test_a_mean_image_in_blocks_that_do_not_divide_the_rows():
     images = manifold("network")
     expected = np.float64(images.train).mean(0)
     np.testing.assert_allclose(data.mean_image(images.train, block=7), expected, atol=1e-6)
+
+
+def test_a_mean_image_holds_no_more_than_a_block_of_pixels():
+    """All of them were held at once: 32 GB of the faces at 128 px, to find a mean."""
+    rows = jax.ShapeDtypeStruct((20_000, 1000), np.uint8)
+    compiled = jax.jit(data.mean_image).lower(rows).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 2 * 256 * 1000 * 4
 
 
 @pytest.mark.parametrize(

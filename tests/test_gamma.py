@@ -19,6 +19,7 @@ from configs import (
 )
 from vaebal.data import manifold, some_indices
 from vaebal.errors import Diverged, InputError
+from vaebal.experiments import verdicts
 from vaebal.experiments.cells import Cells
 from vaebal.experiments.gamma import arms as gamma_arms
 from vaebal.experiments.gamma import evaluate as gamma_evaluate
@@ -62,6 +63,16 @@ def finished(tmp_path_factory):
     path = tmp_path_factory.mktemp("gamma")
     rows = gamma.run(tiny(), str(path))
     return path, {(row["arm"], row["rank"], row["seed"]): row for row in rows}
+
+
+def test_its_vaes_are_those_that_the_rows_tell_of(finished):
+    path, rows = finished
+    found = list(gamma.trained(tiny(), str(path)))
+    assert len(found) == len(rows)
+    for vae, ((arm, rank, seed), row) in zip(found, rows.items(), strict=True):
+        assert (vae.name, vae.latents) == (f"{arm}, r = {rank}, seed {seed}", row["open"])
+        x, x_hat, *_ = verdicts.outputs(vae, np.asarray(vae.rows))
+        assert np.square(x - x_hat).sum(1).mean() == pytest.approx(row["error_mean"], rel=1e-4)
 
 
 def test_every_run_has_a_whole_row_and_history(finished):

@@ -15,7 +15,7 @@ from configs import (
 )
 from vaebal.data import load
 from vaebal.errors import InputError
-from vaebal.experiments import cells
+from vaebal.experiments import cells, verdicts
 from vaebal.experiments.generation import figures, tables
 from vaebal.experiments.generation import page as generation_report
 from vaebal.experiments.generation import run as generation
@@ -198,6 +198,28 @@ def balanced(tmp_path_factory):
         for name, group in session.groups.items():
             generation_stages.make(session, name, group, progress)
     return session, generation_stages.networks(session, 0)
+
+
+@pytest.mark.slow
+def test_its_vaes_are_judged_on_what_they_read(balanced):
+    """One on images, the other on codes that are standardised over the training images."""
+    session, nets = balanced
+    codes, images = generation.trained(session.config, str(session.path))
+    assert [vae.name for vae in (codes, images)] == [
+        f"VAE of balanced {space}, seed 0" for space in ("codes", "images")
+    ]
+    assert codes.latents == images.latents == 1  # opened
+    shape = len(session.images.test), session.models["ae"].latents
+    x, x_hat, _, mean, _ = verdicts.outputs(codes, np.asarray(codes.rows))
+    assert x.shape == shape
+    assert not np.abs(mean[:, 1:]).any()
+    assert np.abs(x.mean(0)).max() < 0.3
+    assert np.abs(x.std(0) - 1).max() < 0.3
+    model, params = session.models["vae_balanced"], nets["vae_balanced_codes"]
+    expected = model.apply({"params": params}, mean, method="decode")
+    np.testing.assert_allclose(x_hat, expected, rtol=1e-4, atol=1e-5)
+    x, *_ = verdicts.outputs(images, np.asarray(images.rows))
+    np.testing.assert_array_equal(x, session.images.decode(session.images.test))
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from configs import latent_diffusion
 from vaebal.data import ImageSet
 from vaebal.diagnosis import implied_gamma
 from vaebal.errors import InputError
+from vaebal.experiments import verdicts
 from vaebal.experiments.latent_diffusion import page, run, scores, stages
 from vaebal.experiments.latent_diffusion.stages import CLASSIFIER, First, Prior
 from vaebal.generation import classifier
@@ -43,6 +44,19 @@ def finished(tmp_path_factory):
     """A workdir of the tiny run, and its rows."""
     path = tmp_path_factory.mktemp("finished")
     return path, run.run(tiny(), str(path))
+
+
+@pytest.mark.slow
+def test_its_vaes_are_those_that_the_rows_tell_of(finished):
+    """A plain autoencoder has no variance to be judged by."""
+    path, rows = finished
+    first = {f"{r['arm']}, seed {r['seed']}": r for r in rows if "stage" not in r}
+    found = list(run.trained(tiny(), str(path)))
+    assert len(found) == 2 * (len(ARMS) - ("none" in ARMS))
+    for vae in found:
+        x, x_hat, *_ = verdicts.outputs(vae, np.asarray(vae.rows))
+        error = np.square(x - x_hat).sum(1).mean()
+        assert error == pytest.approx(first[vae.name]["error"], rel=1e-4)
 
 
 @pytest.mark.slow

@@ -16,12 +16,15 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import digits_kappa
+from configs import digits_kappa, theorem1
+from vaebal import __main__ as cli
 from vaebal.data import load
 from vaebal.errors import CheckpointError, Diverged, InputError
-from vaebal.experiments import checks, run
+from vaebal.experiments import checks, run, verdicts
 from vaebal.experiments.kappa_sweep import run as kappa_sweep
 from vaebal.models import init_params
+from vaebal.run import found
+from vaebal.units import to_unit_pixels
 
 ROOT = Path(__file__).parent.parent
 
@@ -210,6 +213,24 @@ def test_another_config_is_refused(finished):
         run(tiny(**{"train.epochs": 4}), str(path))
 
 
+@pytest.mark.parametrize(
+    "config", ["{}/mnist_gamma.py", "nowhere/mnist_gamma.py", "~/arena.py:hard"]
+)
+def test_a_file_of_another_folder_is_never_taken_for_one_of_ours(config, tmp_path):
+    """Whoever copies a config and mistypes its folder would get ours, unsaid."""
+    config = config.format(tmp_path)
+    name = config.split("/")[-1].partition(":")[0]
+    assert "vaebal" not in str(Path(found(config)).parent)
+    assert name in found(config)
+    for ours in ("mnist_gamma", "mnist_gamma.py", "configs/mnist_gamma.py"):
+        assert Path(found(ours).partition(":")[0]).exists()
+
+
+def test_help_lists_the_flags():
+    said = main("--help").stdout
+    assert all(f"--{name}" in said for name in ("config", "workdir", "[no]cache", "num_processes"))
+
+
 def test_a_finished_member_can_be_loaded(finished):
     from vaebal.experiments.kappa_sweep.run import load_member
     from vaebal.measures.evaluation import posterior
@@ -220,6 +241,42 @@ def test_a_finished_member_can_be_loaded(finished):
     assert got.squared_error_mean.mean() == pytest.approx(rows[-1]["error_mean"], rel=1e-6)
     with pytest.raises(InputError, match="not a member"):
         load_member(tiny(), str(path), "none", 4, 1)
+
+
+def test_every_vae_of_a_finished_run_gets_its_verdict(finished, tmp_path, capsys):
+    path = tmp_path / "run"
+    shutil.copytree(finished[0], path)
+    found = list(verdicts.of_run(str(path)))
+    names = [f"{s}, κ = {k}, seed {n}" for s in ("residual + affine skips", "no skips")
+             for k in (2, 3) for n in (0, 1)]  # fmt: skip
+    assert [name for name, _ in found] == names
+    variance = np.asarray(to_unit_pixels(load("digits").test)).var(0).sum()
+    for (_, certificate), row in zip(found, finished[1], strict=True):
+        evidence = certificate.evidence
+        assert (evidence.samples, evidence.pixels, evidence.latents) == (359, 64, 3)
+        assert evidence.gamma == pytest.approx(row["gamma"], rel=1e-6)
+        unexplained = row["error_mean"] / variance
+        assert evidence.unexplained.value == pytest.approx(unexplained, rel=1e-3)
+    cli._diagnose(cli._diagnose_arguments([str(path)]))
+    assert f"{names[0]}: {found[0][1].verdict}" in capsys.readouterr().out
+    table = (path / "verdicts.md").read_text()
+    assert all(f"| {name} " in table and found[0][1].verdict in table for name in names)
+
+
+def test_what_is_no_run_of_vaes_is_not_judged(finished, tmp_path):
+    for content, said in (
+        (None, "holds no run"),
+        (theorem1.get_config(), "'theorem1', which keeps no VAEs"),
+    ):
+        if content is not None:
+            (tmp_path / "config.json").write_text(content.to_json())
+        with pytest.raises(InputError, match=said):
+            list(verdicts.of_run(str(tmp_path)))
+    path = tmp_path / "half"
+    shutil.copytree(finished[0], path)
+    next(path.glob("members/*/row.json")).unlink()
+    with pytest.raises(InputError, match="is not finished"):
+        list(verdicts.of_run(str(path)))
 
 
 def test_a_finished_member_is_loaded_as_it_was_trained_or_not_at_all(finished, tmp_path):

@@ -509,6 +509,14 @@ def test_rows_may_be_any_tree():
     assert (float(metrics["x"][0]), float(metrics["y"][0])) == (16, 28)
 
 
+def test_a_rules_number_that_float32_would_change_is_refused():
+    """A data set's seed: training would be on other data than the evaluation."""
+    members = [Member(0, rule={"data_seed": seed}) for seed in (2**24, 20240101)]
+    with pytest.raises(ValueError, match=r"Member\.rule\['data_seed'\]=20240101 is no float32"):
+        stack_members(members)
+    np.testing.assert_array_equal(stack_members(members[:1]).rule["data_seed"], [2**24])
+
+
 def test_a_pass_over_the_rows_in_parts_sees_what_a_whole_one_does():
     """Ten batches in three parts: nine, each of three, in the order of the whole."""
 

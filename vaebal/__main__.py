@@ -82,13 +82,22 @@ def _diagnose_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "outputs", help=".npz file: x, x_hat, mean, log_var (or variance); or a run's --workdir"
     )
     parser.add_argument("--gamma", type=float, help="decoder variance, if not in the file as gamma")
-    parser.add_argument("--kl-weight", type=float, help="or the loss's KL weight, see the docs")
+    parser.add_argument(
+        "--kl-weight", type=float, help="or the weight of the KL in the loss, beside the error's 1"
+    )
+    parser.add_argument(
+        "--pixels", choices=("sum", "mean"),
+        help="with it: whether the error is summed over an example's pixels, or a mean over them, "
+        "as F.mse_loss is; default: sum",
+    )  # fmt: skip
     parser.add_argument("--json", help="a file for every number")
     parser.add_argument("--figure", help="a file for the picture, .png or .pdf")
     return parser.parse_args(argv)
 
 
 def _diagnose(given: argparse.Namespace) -> None:
+    if given.pixels and given.kl_weight is None:
+        raise InputError(f"--pixels={given.pixels} says of --kl-weight: give that too.")
     if Path(given.outputs).is_dir():
         _diagnose_run(given)
         return
@@ -115,11 +124,12 @@ def _diagnose(given: argparse.Namespace) -> None:
     from vaebal.diagnosis import diagnose
 
     gamma = given.gamma if given.gamma is not None else held.get("gamma")
+    loss = {"kl_weight": given.kl_weight, "pixels": given.pixels or "sum"}
     names = ("x", "x_hat", "mean", "log_var", "variance", "x_hat_sampled")
     certificate = diagnose(
         **{name: held[name] for name in names if name in held},
         gamma=None if gamma is None else float(gamma),
-        loss=None if given.kl_weight is None else {"kl_weight": given.kl_weight},
+        loss=None if given.kl_weight is None else loss,
     )
     print(certificate)
     if given.json:

@@ -19,18 +19,21 @@ from vaebal.errors import InputError
 from vaebal.experiments import shipped
 
 DEFAULT_CONFIG = "configs/digits_kappa.py"
+PROCESSES = ("coordinator_address", "num_processes", "process_id")
 
 
 def found(config: str) -> str:
     """The file that --config=`config` means: as it is, or if there is none of the shipped ones.
 
-    "configs/mnist_kappa.py:quick", "mnist_kappa.py:quick" and "mnist_kappa:quick" are one.
+    "configs/mnist_kappa.py:quick", "mnist_kappa.py:quick" and "mnist_kappa:quick" are one. A file
+    of another folder is never taken for one of ours.
     """
     name, colon, variant = config.partition(":")
-    ours = shipped.folder() / f"{Path(name).stem}.py"
-    if not Path(name).exists() and ours.exists():
-        name = str(ours)
-    return name + colon + variant
+    file = Path(name).expanduser()
+    ours = shipped.folder() / f"{file.stem}.py"
+    if not file.exists() and file.parent in (Path(), Path("configs")) and ours.exists():
+        file = ours
+    return f"{file}{colon}{variant}"
 
 
 def require_config(argv: Sequence[str]) -> None:
@@ -70,8 +73,7 @@ def _run(argv: Sequence[str]) -> None:
 
 
 def _join_processes() -> None:
-    names = ("coordinator_address", "num_processes", "process_id")
-    given = [flags.FLAGS[name].value for name in names]
+    given = [flags.FLAGS[name].value for name in PROCESSES]
     if flags.FLAGS.distributed:
         from vaebal.training import devices
 
@@ -79,7 +81,7 @@ def _join_processes() -> None:
         if not devices.is_writer():
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     elif any(value is not None for value in given):
-        raise InputError(f"--{', --'.join(names)} mean nothing without --distributed: add it.")
+        raise InputError(f"--{', --'.join(PROCESSES)} mean nothing without --distributed: add it.")
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -120,6 +122,9 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_integer("num_processes", None, "With it: how many processes there are.", **shared)
     flags.DEFINE_integer("process_id", None, "With it: which one this is, from 0.", **shared)
+    # --help lists the flags of the program's own file, which these are.
+    for name in ("config", "workdir", "cache", "distributed", *PROCESSES):
+        values.register_key_flag_for_module(sys.argv[0], values[name])
 
 
 def main(argv: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from vaebal.data.sets import (
     load,
     manifold,
     mean_image,
+    mean_over,
 )
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "load",
     "manifold",
     "mean_image",
+    "mean_over",
     "some_indices",
     "steps_per_epoch",
 ]

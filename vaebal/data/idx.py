@@ -5,8 +5,8 @@ Nothing here needs TensorFlow.
 
 import gzip
 import hashlib
+import http.client
 import os
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -67,7 +67,7 @@ def parse_idx_images(content: bytes) -> np.ndarray:
     Raises:
       InputError: another magic number, or fewer bytes than the header promises.
     """
-    header = np.frombuffer(content[:16], ">u4")
+    header = np.frombuffer(content[: len(content[:16]) // 4 * 4], ">u4")
     if len(header) != 4 or header[0] != 0x0803:
         raise InputError(
             "An IDX image file must start with the bytes 00 00 08 03; this one does not."
@@ -89,7 +89,7 @@ def _download(name: str, url: str, path: Path, root: Path) -> Path:
         partial = path.with_name(f"{path.name}.{os.getpid()}.part")
         partial.write_bytes(content)
         partial.replace(path)
-    except (urllib.error.URLError, OSError) as error:
+    except (http.client.HTTPException, OSError) as error:  # a URLError is an OSError
         raise InputError(
             f"data.name={name!r} was not found in data.dir={str(root)!r} and could not be "
             f"downloaded ({error}): run once with a network connection, or put "
@@ -126,7 +126,7 @@ def parse_idx_labels(content: bytes) -> np.ndarray:
     Raises:
       InputError: another magic number, or another length than the header promises.
     """
-    header = np.frombuffer(content[:8], ">u4")
+    header = np.frombuffer(content[: len(content[:8]) // 4 * 4], ">u4")
     if len(header) != 2 or header[0] != 0x0801 or len(content) != 8 + header[1]:
         raise InputError(
             "An IDX label file must start with the bytes 00 00 08 01 and hold as many labels as "

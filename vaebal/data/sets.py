@@ -183,7 +183,21 @@ def _white_noise(seed: int, size: int, dim: int) -> Array:
 
 def mean_image(rows: Array, decode: Decode = to_unit_pixels, block: int = 256) -> Array:
     """x_bar [D] of stored rows [N, ...], a block of images at a time."""
-    return jax.lax.map(lambda row: decode(row[None])[0], rows, batch_size=block).mean(0)
+    return mean_over(lambda row: decode(row[None])[0], rows, block)
+
+
+def mean_over(function: Callable[[Array], Array], rows: Array, block: int = 256) -> Array:
+    """The mean of function(row) over rows [N, ...], of which one block is computed at a time."""
+    size, block = len(rows), min(block, len(rows))
+    each = jax.vmap(function)
+
+    def add(index: Array, total: Array) -> Array:
+        return total + each(jax.lax.dynamic_slice_in_dim(rows, index * block, block)).sum(0) / size
+
+    shape = jax.eval_shape(function, jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype))
+    total = jax.lax.fori_loop(0, size // block, add, jnp.zeros(shape.shape, shape.dtype))
+    rest = rows[size - size % block :]
+    return total + each(rest).sum(0) / size if len(rest) else total
 
 
 def host_mean_image(
@@ -208,8 +222,8 @@ def load(
 ) -> ImageSet:
     """The image set `name`.
 
-    "digits" comes with scikit-learn: 8x8, every fifth image is the test split. Any
-    other name is an image set of TensorFlow Datasets with splits train and test, read
+    "digits" comes with scikit-learn: 8x8; a fifth, drawn at random in each class, is the test
+    split. Any other name is an image set of TensorFlow Datasets with splits train and test, read
     from `directory` if it was prepared there as array_record. The sets that are
     published as IDX files (mnist, fashion_mnist, kmnist) are read from these files
     too, found in `directory` or below it, and are downloaded there if absent. "celeb_a"

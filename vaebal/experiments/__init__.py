@@ -17,7 +17,7 @@ EXPERIMENTS = (
     *("arena", "collapse", "counterclaim", "gamma", "generation", "kappa_sweep"),
     *("latent_diffusion", "theorem1", "theorem2", "theorem3"),
 )
-ON_ONE_PROCESS = ("arena", "counterclaim", "theorem1", "theorem2", "theorem3")
+ON_ONE_PROCESS = ("arena", "counterclaim", "latent_diffusion", "theorem1", "theorem2", "theorem3")
 
 
 def fields_of(experiment: str) -> ModuleType:

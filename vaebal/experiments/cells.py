@@ -112,13 +112,18 @@ class Cells:
           shapes: the group's, see `training.state_shapes`.
 
         Raises:
-          InputError: it is not finished.
+          InputError: it is not finished, or it stopped.
           CheckpointError: there is no whole checkpoint of that epoch.
         """
         if not self.finished(cell):
             raise InputError(
                 f"{cell.name!r} is not finished in {self.path}: make it first, by running the "
                 "experiment in this workdir."
+            )
+        if "stopped" in self.row(cell):
+            raise InputError(
+                f"{cell.name!r} in {self.path} stopped at step {self.row(cell)['stopped']}, its "
+                "loss, gradient or gamma not finite: it has no parameters to load."
             )
         with Checkpoints(self.path / "checkpoints" / name) as saved:
             state = saved.restore(self.row(cell)["epochs"], shapes)
@@ -224,6 +229,7 @@ def train(
     if devices.is_writer():
         if devices.are_cores():
             state = jax.device_get(state)
+        progress.note("evaluating")
         for index in devices.on_every_core(finish, range(len(group))):
             progress.note(f"evaluated {group[index].name}")
     devices.agreed(True)  # all wait until the rows are written: what comes next may need them

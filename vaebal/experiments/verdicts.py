@@ -48,7 +48,6 @@ class Trained(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("model", "decode"))
 def _outputs(model: GaussianVAE, decode: Callable, params: Any, latents: int, rows: Any) -> tuple:
-    """x, x_hat at the mean and at one sampled z [N, D]; means and log variances [N, K]."""
     eps = latent_noise(stream(0, "diagnose"), len(rows), model.latents)
 
     def one(given: tuple[Array, Array]) -> tuple[Array, ...]:
@@ -62,6 +61,14 @@ def _outputs(model: GaussianVAE, decode: Callable, params: Any, latents: int, ro
     return jax.lax.map(one, (rows, eps), batch_size=BLOCK)
 
 
+def outputs(vae: Trained, rows: np.ndarray) -> list[np.ndarray]:
+    """Of stored rows: x, x_hat at the mean and at one sampled z [N, D]; means and log variances
+    [N, K].
+    """
+    found = _outputs(vae.model, vae.decode, vae.params, vae.latents, rows)
+    return [np.asarray(array) for array in found]
+
+
 def verdict(vae: Trained) -> Certificate:
     """`diagnose` of a trained VAE, on rows that it was not trained on.
 
@@ -69,8 +76,7 @@ def verdict(vae: Trained) -> Certificate:
       InputError: there are too few of them, or they do not vary.
     """
     rows = np.asarray(vae.rows[some_indices(len(vae.rows), MOST, "diagnose")])
-    found = _outputs(vae.model, vae.decode, vae.params, vae.latents, rows)
-    x, x_hat, sampled, mean, log_var = (np.asarray(array) for array in found)
+    x, x_hat, sampled, mean, log_var = outputs(vae, rows)
     gamma = float(np.exp(vae.model.apply({"params": vae.params}, method="log_gamma")))
     return diagnose(x, x_hat, mean, log_var, x_hat_sampled=sampled, gamma=gamma)
 

@@ -73,16 +73,16 @@ def _windows_times_kernel(
     """x [B, H, W, C], kernel [k, k, C, F] -> [B, H', W', F]: windows gathered, then one product."""
     side, (stride, _), B = len(kernel), strides, len(x)
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    out = (x.shape[1] - side) // stride + 1
-    reach = stride * (out - 1) + 1
+    high, wide = ((length - side) // stride + 1 for length in x.shape[1:3])
+    down, across = stride * (high - 1) + 1, stride * (wide - 1) + 1
     shifted = [
-        x[:, i : i + reach : stride, j : j + reach : stride]
+        x[:, i : i + down : stride, j : j + across : stride]
         for i in range(side)
         for j in range(side)
     ]
-    windows = jnp.concatenate(shifted, axis=-1).reshape(B * out * out, -1)
+    windows = jnp.concatenate(shifted, axis=-1).reshape(B * high * wide, -1)
     flat = product(windows, kernel.reshape(-1, kernel.shape[-1]), products)
-    return flat.reshape(B, out, out, -1)
+    return flat.reshape(B, high, wide, -1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
+from threadpoolctl import threadpool_limits
 
 from vaebal.errors import InputError
 
@@ -74,15 +75,19 @@ def on_every_core(work: Callable[[Any], None], items: Iterable[Any]) -> Iterator
       what `work` raises; no item is begun after that.
     """
     cores = jax.local_devices() if are_cores() else []
-    free = queue.SimpleQueue()
+    free, failed = queue.SimpleQueue(), threading.Event()
     for core in cores:
         free.put(core)
 
     def on_a_core(item: Any) -> None:
         core = free.get()
         try:
-            with jax.default_device(core):
-                work(item)
+            if not failed.is_set():
+                with jax.default_device(core):
+                    work(item)
+        except BaseException:
+            failed.set()
+            raise
         finally:
             free.put(core)
 
@@ -92,12 +97,15 @@ def on_every_core(work: Callable[[Any], None], items: Iterable[Any]) -> Iterator
             yield item
         return
     pool = ThreadPoolExecutor(len(cores), "core")
-    try:
-        for item, ended in [(item, pool.submit(on_a_core, item)) for item in items]:
-            ended.result()
-            yield item
-    finally:
-        pool.shutdown(cancel_futures=True)
+    # Every core is busy; and scikit-learn, which limits BLAS for a while and then restores what it
+    # found, would by two such whiles at once leave it limited.
+    with threadpool_limits(1, "blas"):
+        try:
+            for item, ended in [(item, pool.submit(on_a_core, item)) for item in items]:
+                ended.result()
+                yield item
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def agreed(value: bool) -> bool:

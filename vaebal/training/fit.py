@@ -30,11 +30,12 @@ def fit(
 ) -> State:
     """Trains to `epochs`, from the newest whole checkpoint if there is one.
 
-    A member whose loss or gradient is not finite stops before that step, and its state stays as
-    it was; the others go on. When none is left training ends.
+    A member whose loss, gradient or next gamma is not finite stops before that step, and its state
+    stays as it was; the others go on. When none is left training ends.
 
-    Metrics are fetched one chunk late, so that the device never waits for the host, except at a
-    checkpoint: what is saved has been reported. On SIGTERM or Ctrl-C, or on JAX's preemption notice
+    Metrics are fetched one chunk late, so that the device does not wait for the host, except at a
+    checkpoint, as what is saved has been reported, and where rows are streamed, as each chunk's
+    begin to be read when it begins. On SIGTERM or Ctrl-C, or on JAX's preemption notice
     where it runs in several processes, the chunk is finished and saved.
 
     Args:
@@ -124,7 +125,7 @@ def _require_running(stopped: np.ndarray, checkpoints: Checkpoints) -> None:
     kept = checkpoints.latest
     where = checkpoints.path(kept) if kept is not None else "none yet"
     raise Diverged(
-        f"Loss or gradient not finite at step {stopped[stopped >= 0].min()} of "
+        f"Loss, gradient or gamma not finite at step {stopped[stopped >= 0].min()} of "
         f"{checkpoints.directory}; last good checkpoint: {where}. Lower its learning_rate or "
         "gamma_rate, in a new --workdir."
     )

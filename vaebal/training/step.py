@@ -81,7 +81,7 @@ class State(NamedTuple):
     weights: Any
     opt_state: Any  # means nothing once stopped
     homotopy: HomotopyState | tuple  # () where the objective has no gamma
-    stopped: Array  # -1, or the step whose loss or gradient was not finite: never taken
+    stopped: Array  # -1, or the step whose loss, gradient or next gamma was not finite: never taken
 
     @property
     def params(self) -> Any:
@@ -97,6 +97,10 @@ def stack_members(members: Sequence[Member]) -> Member:
     def stacked(*values: Any) -> np.ndarray:
         return np.array(values, np.int32 if isinstance(values[0], int) else np.float32)
 
+    for path, number in jax.tree_util.tree_leaves_with_path([member.rule for member in members]):
+        if isinstance(number, int) and int(np.float32(number)) != number:
+            where = jax.tree_util.keystr(path[1:])
+            raise ValueError(f"Member.rule{where}={number} is no float32: give a smaller number.")
     floats = [
         member._replace(
             gamma=float(member.gamma),
@@ -144,8 +148,8 @@ def train_step(
 ) -> tuple[State, dict[str, Array]]:
     """One step of one member on a batch.
 
-    A step whose loss or gradient is not finite is the member's end: weights, gamma and step stay
-    as they were before it, for good.
+    A step whose loss, gradient or next gamma is not finite is the member's end: weights, gamma and
+    step stay as they were before it, for good.
 
     Returns:
       The state, and the step's statistics: the loss's, "loss", "gradient_norm" (of the weights,

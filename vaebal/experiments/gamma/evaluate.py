@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vaebal.data import Decode, ImageSet, mean_image, some_indices
+from vaebal.data import Decode, ImageSet, mean_image, mean_over, some_indices
 from vaebal.measures import evaluation, likelihood, mmd
 from vaebal.measures.factors import factor_r2, factor_shares
 from vaebal.models import GaussianVAE, prior_samples
@@ -28,7 +28,7 @@ def largest_variance(images: ImageSet, *, rows: int = 4096, steps: int = 50) -> 
 
         def product(v):
             along = lambda row: (lambda x: x * (x @ v))(images.decode(row[None])[0] - mean)  # noqa: E731
-            return jax.lax.map(along, used, batch_size=256).mean(0)
+            return mean_over(along, used)
 
         start = jax.random.normal(stream(0, "largest variance"), mean.shape)
         return evaluation.largest_mode(product, start, steps)[1]
