@@ -275,7 +275,7 @@ def test_what_is_no_run_of_vaes_is_not_judged(finished, tmp_path):
     path = tmp_path / "half"
     shutil.copytree(finished[0], path)
     next(path.glob("members/*/row.json")).unlink()
-    with pytest.raises(InputError, match="is not finished"):
+    with pytest.raises(CheckpointError, match="is missing: the same command makes it anew"):
         list(verdicts.of_run(str(path)))
 
 

@@ -102,8 +102,8 @@ def of_run(workdir: str) -> Iterator[tuple[str, Certificate]]:
     """The verdict on every VAE of the finished run in `workdir`, one after the other.
 
     Raises:
-      InputError: no run is there, one of another version or of an experiment without VAEs, or one
-        that is not finished.
+      InputError: no run is there, or one of another version or of an experiment without VAEs.
+      CheckpointError: it is not finished.
     """
     path = workdir_path(workdir)
     if not (path / "config.json").exists():
