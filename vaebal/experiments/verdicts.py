@@ -27,11 +27,12 @@ WITH_VAES = ("gamma", "generation", "kappa_sweep", "latent_diffusion")
 MOST = 2_000  # held-out examples that a verdict is on
 BLOCK = 100  # decoded at a time
 METHOD = (
-    "On {examples} held-out examples at most, drawn at random, with x̂ at the mean and at one "
-    "sampled z and with γ. Dimensions are TwoNN's and maximum likelihood's, calibrated: of the "
+    "On {examples:,} examples that were not trained on, drawn at random, with x̂ at the mean and at "
+    "one sampled z and with γ. Dimensions are TwoNN's and maximum likelihood's, calibrated: of the "
     "data, and of the active latents' means. Told by others: of the latent that the other active "
     "ones tell best, the share of its variance. Unexplained: E‖x−x̂‖² over the data's variance. "
-    "docs/diagnose.md says how the verdict is found."
+    "docs/diagnose.md says how the verdict is found. Command: `vaebal diagnose WORKDIR`, of a run "
+    "of {name}; vaebal {version}."
 )
 
 
@@ -94,7 +95,8 @@ def _cells(name: str, certificate: Certificate) -> list[str]:
         name, certificate.verdict, f"{e.active.value:.0f}", f"{e.informative.value:.0f}",
         *("–" if of is None else f"{of.value.value:.1f}" for of in (e.data, e.codes)),
         f"{told:.2f}" if np.isfinite(told) else "–", f"{100 * e.unexplained.value:.1f} %",
-        report.short(e.gamma_ratio), " ".join((*certificate.reasons, *certificate.missing)),
+        report.short(e.gamma_ratio),
+        "; ".join(said.rstrip(".") for said in (*certificate.reasons, *certificate.missing)),
     ]  # fmt: skip
 
 
@@ -124,11 +126,12 @@ def write(workdir: str, found: list[tuple[str, Certificate]]) -> Path:
     """Leaves verdicts.md in the run's folder, prints its table, and returns its path."""
     body = [_cells(*each) for each in found]
     path = workdir_path(workdir)
+    name = read_json(path / "config.json")["name"]
+    about = {"name": name, "version": report.versions()["vaebal"]}
     text = [
-        f"# Verdicts of `diagnose`: {path.name}",
+        f"# {name}: the verdicts of `diagnose`",
         report.markdown_table(HEADER, body),
-        METHOD.format(examples=f"{MOST:,}"),
-        f"Command: `vaebal diagnose {workdir}`.",
+        METHOD.format(examples=found[0][1].evidence.samples, **about),
     ]
     write_atomically(path / "verdicts.md", "\n\n".join(text) + "\n")
     report.print_table(HEADER, body, "Verdicts", without=("why",), grouped=False)
