@@ -129,6 +129,20 @@ def test_whitening_makes_units_irrelevant():
     np.testing.assert_array_equal(raw.assign(train * units), alone)
 
 
+def test_whitening_makes_nothing_of_constant_dimensions():
+    """Neither of their mean's rounding, which is divided by 1e-6, nor of their centres'."""
+    train, query = _normal(0, 3000, 3), _normal(1, 700, 3)
+    plain = ndb(train, query, 10, seed=0, whiten=True)
+    constant = np.full((3000, 9), 128 / 255, np.float32)
+    more = np.concatenate([train, constant], 1), np.concatenate([query, constant[:700]], 1)
+    bins = ndb_bins(more[0], 10, seed=0, whiten=True)
+    assert ndb_compare(bins, more[0]).js < 1e-4
+    got = ndb_compare(bins, more[1])
+    np.testing.assert_allclose(got.train, plain.train, atol=2 / 3000)
+    np.testing.assert_allclose(got.query, plain.query, atol=2 / 700)
+    np.testing.assert_array_equal(bins.centres[:, 3:], constant[:10])
+
+
 def test_above_a_thousand_dimensions_centres_are_still_means_in_all_of_them():
     rng = np.random.default_rng(0)
     modes = rng.normal(size=(4, 1200))

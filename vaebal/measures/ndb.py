@@ -46,6 +46,14 @@ def _points(
     return (examples[:, dimensions] - mean[None, dimensions]) / scale[None, dimensions]
 
 
+def _mean(examples: np.ndarray) -> np.ndarray:
+    """[M, D] -> [D], added in float64: where all are equal it is what they are.
+
+    Whitening divides by 1e-6 there, and float32's rounding would become the largest distance.
+    """
+    return examples.mean(0, np.float64).astype(examples.dtype)
+
+
 class NDB(NamedTuple):
     """How a query set fills the bins of a training set."""
 
@@ -94,7 +102,7 @@ def ndb_bins(train: np.ndarray, bins: int, seed: int, *, whiten: bool = False) -
     size = train.shape[1]
     mean, scale = np.zeros(size, train.dtype), np.ones(size, train.dtype)
     if whiten:
-        mean, scale = train.mean(0), train.std(0) + train.dtype.type(1e-6)
+        mean, scale = _mean(train), (train.std(0, np.float64) + 1e-6).astype(train.dtype)
     dimensions = np.arange(size)
     if size > MOST_DIMENSIONS:
         key = stream(seed, "ndb/dimensions")
@@ -113,7 +121,7 @@ def ndb_bins(train: np.ndarray, bins: int, seed: int, *, whiten: bool = False) -
         raise ValueError(
             f"train has {(members > 0).sum()} distinct examples for {bins} bins; give fewer bins."
         )
-    centres = np.stack([train[labels == label].mean(0) for label in range(bins)])
+    centres = np.stack([_mean(train[labels == label]) for label in range(bins)])
     return Bins(centres, members, mean, scale, dimensions)
 
 
