@@ -32,8 +32,9 @@ FAMILY = {
     "u^1": (power(1.0), lambda u: u, lambda u: u**0, 1.0),
     "log(u+1e-6)": (log(1e-6), lambda u: np.log(u + 1e-6), lambda u: 1 / (u + 1e-6), 1e6),
     "I[u>0]": (indicator(), lambda u: 1.0 * (u > 0), lambda u: 0 * u, math.inf),
+    "I[u>2e-9]": (indicator(2e-9), lambda u: 1.0 * (u > 2e-9), lambda u: 0 * u, 0.0),
 }
-SMOOTHABLE = [formula for formula in FAMILY if formula != "I[u>0]"]
+SMOOTHABLE = [formula for formula in FAMILY if not formula.startswith("I")]
 
 
 @pytest.fixture(autouse=True)

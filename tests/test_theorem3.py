@@ -115,6 +115,17 @@ def test_counterexamples_come_with_both_energies(finished):
             assert row["energy_split"] >= row["energy_balanced"] - 1e-12
 
 
+def test_an_indicator_with_a_tolerance_stands_for_the_count():
+    """Rows are counted as splitting leaves them, however small, not as the tolerance lets pass."""
+    config = tiny(**{"linear.penalties": ("u", "I[u>1e-8]")})
+    (row,) = select(linear.counterexample_rows(config), penalty="I[u>1e-8]")
+    assert row["slope_at_zero"] == "inf"
+    assert not row["shrinking_pays"]
+    assert not row["splitting_pays"]
+    assert row["energy_balanced"] == pytest.approx(3 / 10)
+    assert row["energy_split"] == pytest.approx(6 / 10)
+
+
 @pytest.mark.slow
 def test_the_threshold_of_powers(finished):
     _, rows = finished

@@ -123,6 +123,9 @@ def log(eps: float) -> Penalty:
 def indicator(tolerance: float = 0.0) -> Penalty:
     """h(u) = I[u > tolerance]: the count of active latents. Evaluated, not differentiated.
 
+    Above 0 a tolerance lets the numbers' rounding pass for zero, and small rows too: h is flat
+    there, and enough parts of a row cost nothing.
+
     Raises:
       ValueError: tolerance is not 0 or a finite number above it.
     """
@@ -132,8 +135,8 @@ def indicator(tolerance: float = 0.0) -> Penalty:
         f"I[u>{_text(tolerance)}]",
         lambda u: (u > tolerance).astype(jnp.result_type(u, float)),
         lambda u: jnp.zeros_like(u, jnp.result_type(u, float)),
-        math.inf,
-        "concave",
+        0.0 if tolerance else math.inf,
+        "mixed" if tolerance else "concave",
         differentiable=False,
     )
 

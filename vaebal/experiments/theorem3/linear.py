@@ -11,7 +11,7 @@ import numpy as np
 from vaebal.experiments.report import Row, rows_with
 from vaebal.streams import stream
 from vaebal.theory import regularized_ae as rae
-from vaebal.theory.penalties import Penalty, named, power
+from vaebal.theory.penalties import Penalty, indicator, named, power
 from vaebal.theory.regularized_ae import Statistics
 
 
@@ -124,12 +124,18 @@ def _energy(penalty: Penalty, error: float, row_squares: Any, dim: int) -> float
         return float(rae.energy(penalty, at))
 
 
+def meant(penalty: Penalty) -> Penalty:
+    """The count I[u>0] for an indicator: its tolerance is for rows that were found, not exact."""
+    return penalty if penalty.differentiable else indicator()
+
+
 def facts_of(penalty: Penalty) -> Row:
     """What every row says of its penalty."""
+    h = meant(penalty)
     return {
         "penalty": penalty.name,
-        "slope_at_zero": penalty.slope_at_zero if penalty.bounded else "inf",
-        "norm_curvature": penalty.norm_curvature,
+        "slope_at_zero": h.slope_at_zero if h.bounded else "inf",
+        "norm_curvature": h.norm_curvature,
     }
 
 
@@ -230,7 +236,7 @@ def counterexample_rows(config: Any) -> list[Row]:
     with jax.enable_x64(True):
         balanced = rae.balanced_statistics(rae.isotropic_data(dim, rank, variance), rank, rank)
         for formula in settings.penalties:
-            penalty = named(formula)
+            penalty = meant(named(formula))
 
             def energy(error: float, row_squares: jax.Array, h: Penalty = penalty) -> float:
                 at_zero = _energy(h, 0.0, jnp.zeros_like(row_squares), dim)
@@ -242,7 +248,7 @@ def counterexample_rows(config: Any) -> list[Row]:
             rows.append(
                 {
                     "part": "counterexamples",
-                    **facts_of(penalty),
+                    **facts_of(named(formula)),
                     "rank": rank,
                     "dim": dim,
                     "energy_balanced": energy(0.0, balanced.rows),
