@@ -40,6 +40,16 @@ def test_commuting_covariances_have_a_closed_form(shared):
     np.testing.assert_allclose(got, ((sigma1 - sigma2) ** 2).sum(), rtol=1e-6)
 
 
+def test_small_variances_count_beside_a_large_one():
+    """99 deviations of 1 and .9 beside one of 10^4 in both: 99 (.1)^2."""
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.normal(size=(100, 100)))[0]
+    deviations = np.repeat([[1e4, 1.0], [1e4, 0.9]], [1, 99], axis=1)
+    cov1, cov2 = ((basis * s[None, :] ** 2) @ basis.T for s in deviations)
+    got = frechet_distance(np.zeros(100), cov1, np.zeros(100), cov2)
+    np.testing.assert_allclose(got, 0.99, rtol=1e-4)
+
+
 def test_is_a_squared_distance():
     """0 from itself, 0 between point masses in one place, and the triangle inequality."""
     rng = np.random.default_rng(1)

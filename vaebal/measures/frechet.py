@@ -26,8 +26,7 @@ def frechet_distance(
       cov1, cov2: [F, F].
 
     Raises:
-      ValueError: other shapes, not finite, not symmetric, or an eigenvalue below 0 (of cov2:
-        where cov1 has variance).
+      ValueError: other shapes, not finite, not symmetric, or an eigenvalue below 0.
     """
     moments = {"mean1": mean1, "cov1": cov1, "mean2": mean2, "cov2": cov2}
     moments = {name: np.asarray(moment, np.float64) for name, moment in moments.items()}
@@ -41,20 +40,20 @@ def frechet_distance(
         if name.startswith("cov") and np.abs(moment - moment.T).max() > 1e-6 * np.abs(moment).max():
             raise ValueError(f"{name} is not symmetric; give a covariance.")
     mean1, cov1, mean2, cov2 = moments.values()
-    values, vectors = np.linalg.eigh(cov1)
-    root = vectors * np.sqrt(np.maximum(values, 0.0))[None, :]
-    # The eigenvalues of cov1^1/2 cov2 cov1^1/2: the rotation missing from `root` leaves them alone.
-    squares = np.linalg.eigvalsh(root.T @ cov2 @ root)
-    scale = np.abs(values).max()
-    for name, least, size in (
-        ("cov1", values[0], scale),
-        ("cov2", squares[0], scale * np.abs(cov2).max()),
-    ):
-        if least < -1e-6 * size:
-            raise ValueError(f"{name} has an eigenvalue below 0; give a covariance.")
-    trace_of_root = np.sqrt(np.maximum(squares, 0.0)).sum()
+    # With cov = root root^T, tr (cov1^1/2 cov2 cov1^1/2)^1/2 is the sum of root1^T root2's singular
+    # values. Roots of the product's eigenvalues would have half the digits.
+    root1, root2 = _root("cov1", cov1), _root("cov2", cov2)
+    trace_of_root = np.linalg.svd(root1.T @ root2, compute_uv=False).sum()
     distance = np.square(mean1 - mean2).sum() + np.trace(cov1) + np.trace(cov2) - 2 * trace_of_root
     return float(max(distance, 0.0))
+
+
+def _root(name: str, cov: np.ndarray) -> np.ndarray:
+    """R [F, F] with R R^T = cov [F, F], without the eigenvalues that rounding left below 0."""
+    values, vectors = np.linalg.eigh(cov)
+    if values[0] < -1e-6 * np.abs(values).max():
+        raise ValueError(f"{name} has an eigenvalue below 0; give a covariance.")
+    return vectors * np.sqrt(np.maximum(values, 0.0))[None, :]
 
 
 class Moments(NamedTuple):
