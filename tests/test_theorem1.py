@@ -5,6 +5,7 @@ import pytest
 
 from configs import theorem1 as config_file
 from vaebal.experiments import run
+from vaebal.experiments.theorem1 import page
 from vaebal.experiments.theorem1 import run as theorem1
 from vaebal.theory import affine
 from vaebal.theory.landscape import affine_stationary_points
@@ -70,6 +71,23 @@ def test_the_report_is_written(finished):
     table = (path / "table.md").read_text()
     assert f"Of {len(rows)} stationary points" in table
     assert "none: total collapse" in table
+
+
+def test_a_list_cut_before_the_minimum_is_reported_as_such(finished):
+    path, rows = finished
+    ways, falls = json.loads((path / "paths.json").read_text()), np.zeros((5, 1))
+    whole, cut = (page.sentence(some, falls, ways) for some in (rows, rows[:10]))
+    assert "only 1 is a minimum" in whole
+    assert "its 48 copies" in whole
+    assert "Of 10 stationary points" in cut
+    assert "the list ends before the minimum" in cut
+
+
+def test_the_order_of_the_eigenvalues_does_not_matter():
+    falling, rising = (4.0, 2.0, 0.5, 0.1, 0.05), (0.05, 0.1, 0.5, 2.0, 4.0)
+    theorem1.check(config(**{"data.eigenvalues": rising}))
+    given = [theorem1.covariance(config(**{"data.eigenvalues": e}))[1] for e in (falling, rising)]
+    np.testing.assert_array_equal(*given)
 
 
 @pytest.mark.parametrize(

@@ -47,12 +47,14 @@ def sentence(rows: list[Row], falls: np.ndarray, ways: dict[str, Any]) -> str:
     """What was seen, in one sentence, from the numbers alone."""
     agree = sum(row["index"] == row["measured_index"] for row in rows)
     reached = (falls[:, -1] < 1e-8).mean()
-    copies = next(row["copies"] for row in rows if row["index"] == 0)
+    minima = [row["copies"] for row in rows if row["index"] == 0]
+    listed = f"only {len(minima)} is a minimum" if minima else "the list ends before the minimum"
+    copies = f"{minima[0]} copies" if minima else "copies"
     return (
         f"Of {len(rows)} stationary points (up to order and sign of columns) {agree} have the "
-        f"predicted index, and only {sum(row['index'] == 0 for row in rows)} is a minimum; "
+        f"predicted index, and {listed}; "
         f"{reached:.0%} of {len(falls)} descents from near total collapse end there, and from one "
-        f"of its {copies} copies to the next one climbs {max(ways['lowest']):.4f} (theory "
+        f"of its {copies} to the next one climbs {max(ways['lowest']):.4f} (theory "
         f"{ways['saddle_theory']:.4f}) above it."
     )
 

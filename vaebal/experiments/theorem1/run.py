@@ -31,7 +31,8 @@ def check(config: Any) -> None:
         config, "model.kappa", "train.starts", "train.steps", "eval.points", "eval.path"
     )
     checks.positive_numbers(config, "model.gamma", "train.learning_rate")
-    active = sum(v > config.model.gamma for v in eigenvalues[: config.model.kappa])
+    largest = sorted(eigenvalues, reverse=True)[: config.model.kappa]
+    active = sum(v > config.model.gamma for v in largest)
     if active < 2:
         raise InputError(
             f"model.gamma={config.model.gamma} leaves {active} active column(s), and a path "
