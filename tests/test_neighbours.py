@@ -43,6 +43,20 @@ def test_of_one_distribution_density_and_coverage_have_their_known_expectations(
     assert np.mean([each.density for each in got]) == pytest.approx(1.0, abs=0.05)
 
 
+def test_the_kth_neighbour_lies_in_the_ball_that_it_bounds():
+    """Far from 0, where two ways to a distance differ: a set's balls hold k + 1 of itself each."""
+    points = np.random.default_rng(0).normal(size=(400, 64)) + 10
+    assert manifolds(points, points, 5).density == pytest.approx(6 / 5, rel=1e-12)
+
+
+def test_a_hundredth_of_fresh_draws_counts_as_copied():
+    """Below the least of 99 lies a hundredth of the distribution on average."""
+    rng = np.random.default_rng(4)
+    for size in (99, 250):
+        got = [copying(rng.random(size), rng.random(300)).copied for _ in range(300)]
+        assert np.mean(got) == pytest.approx(0.01, abs=4 * np.std(got) / np.sqrt(300))
+
+
 def test_precision_sees_what_is_false_and_recall_what_is_missing():
     rng = np.random.default_rng(2)
     real = np.concatenate([rng.normal(size=(200, 2)), rng.normal(size=(200, 2)) + 50])

@@ -35,7 +35,8 @@ def _features(name: str, features: np.ndarray) -> np.ndarray:
 def _radii(features: np.ndarray, k: int) -> np.ndarray:
     """The distance of each from the k-th nearest of the others, [N]."""
     distances, _ = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(features).kneighbors()
-    return distances[:, -1]
+    # The k-th neighbour itself lies within, though its distance is rounded otherwise elsewhere.
+    return distances[:, -1] * (1 + 1e-9)
 
 
 def manifolds(real: np.ndarray, samples: np.ndarray, k: int = 5) -> Manifolds:
@@ -107,13 +108,14 @@ def copying(held_out: np.ndarray, samples: np.ndarray) -> Copying:
     from everything: a low value is no proof of novelty.
 
     Args:
-      held_out: the distances of held-out examples from it [L], see `nearest`.
+      held_out: the distances of held-out examples from it [L], see `nearest`. Of fewer than 99,
+        `copied` of fresh draws is 1 / (L + 1) instead.
       samples: and of samples, [M].
     """
     return Copying(
         nearer=float(stats.mannwhitneyu(held_out, samples).statistic)
         / (len(held_out) * len(samples)),
-        copied=float((samples < np.quantile(held_out, 0.01)).mean()),
+        copied=float((samples < np.quantile(held_out, 0.01, method="weibull")).mean()),
         distance=float(np.mean(samples)),
         held_out=float(np.mean(held_out)),
     )
