@@ -143,6 +143,7 @@ def test_active_units_counts_variances_above_the_threshold():
     assert evaluation.active_units(mean, 0.1).value == 2
     assert evaluation.active_units(mean).error < 1e-6
     assert evaluation.active_units(mean, 1e-9).value == 5
+    assert evaluation.active_units(mean, 0.0) == (5, pytest.approx(0.0, abs=1e-6))
 
 
 def test_active_units_error_matches_fresh_draws():

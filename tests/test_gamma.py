@@ -428,7 +428,10 @@ def test_factors_are_recovered_from_latents_that_hold_them_and_from_no_others():
     first = r2(np.c_[factors[:, 0], noise[:, 0] * 0.01])
     assert first[0] > 0.9
     assert abs(first[1] + 0.1) < 0.1
+    # Inverse distances on a line give the nearest most of the weight.
+    np.testing.assert_allclose(r2(noise[:, :1]), -0.25, atol=0.1)
     assert (r2(noise[:, :0]) == 0).all()
+    assert factor_r2(noise[:100], np.full((100, 1), 0.1), noise[:50], np.full((50, 1), 0.1)) == [0]
 
 
 def test_the_share_of_a_latent_that_one_factor_explains():
@@ -436,7 +439,7 @@ def test_the_share_of_a_latent_that_one_factor_explains():
     rng = np.random.default_rng(0)
     a, b = factors = rng.uniform(size=(2, 200_000))
     z = np.c_[a, (a - 0.5) ** 2, a + 2 * b, (a - 0.5) * (b - 0.5), rng.normal(size=a.size)]
-    z = np.c_[z, np.ones(a.size)]
+    z = np.c_[z, np.full(a.size, 0.1)]  # of which rounding leaves a variance
     expected = [[1, 0], [1, 0], [0.2, 0.8], [0, 0], [0, 0], [0, 0]]
     # Ten bins leave a hundredth of a factor's own variance within them, and 1/25 of its square's.
     np.testing.assert_allclose(factor_shares(z, factors.T), expected, atol=0.05)

@@ -188,6 +188,9 @@ def test_few_examples_stand_for_many(float64, formula):
     small = sufficient_examples(x, 3)
     assert small.shape == (3, 7)
     np.testing.assert_allclose(small.T @ small / 3, x.T @ x / 50, atol=1e-12)
+    whole = sufficient_examples(x, 10)  # more than x has columns
+    assert whole.shape == (7, 7)
+    np.testing.assert_allclose(whole.T @ whole / 7, x.T @ x / 50, atol=1e-12)
     W_z = np.random.default_rng(0).normal(size=(4, 7))
     W_x = random_model(0, latents=4).W_x
     values = [of(named(formula), LinearAE(W_x, data @ W_z.T), data) for data in (x, small)]

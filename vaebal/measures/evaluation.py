@@ -229,8 +229,9 @@ def active_units(mean: np.ndarray, threshold: float = 0.01) -> Estimate:
     centred = mean - mean.mean(0, keepdims=True)
     activity = np.square(centred).mean(0)
     error = np.sqrt(np.maximum((centred**4).mean(0) - np.square(activity), 0.0) / len(mean))
-    with np.errstate(divide="ignore"):  # a latent that never moves is counted for certain or not
+    with np.errstate(divide="ignore", invalid="ignore"):
         p = special.ndtr((activity - threshold) / error)
+    p = np.where(error > 0, p, activity > threshold)  # never moving, it is counted or not
     return Estimate(int((activity > threshold).sum()), float(np.sqrt((p * (1 - p)).sum())))
 
 

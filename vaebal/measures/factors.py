@@ -8,8 +8,9 @@ def factor_r2(
 ) -> list[float]:
     """R^2 of every true factor, predicted from latents [N, K] by their 10 nearest neighbours.
 
-    1: the active latents determine the factor, smoothly; about -0.1, the noise of ten
-    neighbours' mean, where they know nothing of it.
+    1: the active latents determine the factor, smoothly; -0.1, the noise of ten neighbours' mean,
+    where they know nothing of it, and down to -0.3 of one latent, where the nearest, by the inverse
+    of their distances, have most of the weight. 0 without latents, or of a constant factor.
     """
     from sklearn.neighbors import KNeighborsRegressor
 
@@ -17,7 +18,8 @@ def factor_r2(
         return [0.0] * test_factors.shape[1]
     found = KNeighborsRegressor(10, weights="distance").fit(train_z, train_factors)
     errors = np.square(found.predict(test_z) - test_factors).mean(0)
-    return (1 - errors / test_factors.var(0)).tolist()
+    varies = np.ptp(test_factors, axis=0) > 0
+    return np.where(varies, 1 - errors / np.where(varies, test_factors.var(0), 1.0), 0.0).tolist()
 
 
 def factor_shares(z: np.ndarray, factors: np.ndarray, *, bins: int = 10) -> np.ndarray:
@@ -40,6 +42,6 @@ def factor_shares(z: np.ndarray, factors: np.ndarray, *, bins: int = 10) -> np.n
         held = z[np.argsort(factor)[:size]].reshape(bins, -1, z.shape[1]).astype(np.float64)
         within = held.var(1, ddof=1).mean(0)
         whole = held.reshape(size, -1).var(0, ddof=1)
-        shares[:, index] = 1 - within / np.where(whole > 0, whole, 1.0)
-        shares[whole == 0, index] = 0.0
+        constant = np.ptp(held, axis=(0, 1)) == 0  # whose variance rounding may leave above 0
+        shares[:, index] = np.where(constant, 0.0, 1 - within / np.where(constant, 1.0, whole))
     return shares

@@ -139,7 +139,7 @@ def low_rank_data(key: Array, examples: int, dim: int, rank: int) -> Array:
 def isotropic_data(dim: int, rank: int, variance: float) -> Array:
     """[r, D]: r orthogonal directions of equal variance, singular values sqrt(variance r).
 
-    Here every zero-error solution has r rows or more of at least `variance` each (the rows
+    Here every zero-error solution of exactly r rows has rows of at least `variance` each (those
     of an inverse of unit columns are no shorter than one), so the balanced solution's
     energy is known for every nondecreasing h, and no other balanced one is below it.
     """
@@ -150,8 +150,10 @@ def sufficient_examples(x: Array, rank: int) -> Array:
     """r examples [r, D] with the second moment X^T X / n of x [N, D]: the same problem, small.
 
     Args:
-      rank: r, at least the rank of x; what exceeds it is dropped.
+      rank: r, at least the rank of x; what exceeds it is dropped, and no more
+        than min(N, D) are made.
     """
+    rank = min(rank, *x.shape)
     _, singular, directions = jnp.linalg.svd(x, full_matrices=False)
     scale = jnp.sqrt(rank / len(x))
     return scale * singular[:rank, None] * directions[:rank]
