@@ -198,6 +198,31 @@ def test_the_predicted_curvature_is_the_hessians(pixels, affine, skip, gamma):
     assert (float(explained) > 1) == (float(curvatures[0]) < -1e-9)
 
 
+def test_a_skip_that_is_shut_is_none(pixels):
+    """A gate at 0 leaves the curvature of the model without the skip."""
+    with jax.enable_x64(True):
+        model, params, x, features = collapsed_with_features(pixels, affine=False, gamma=0.01)
+        expected = escape_curvature(model, params, x, features)
+        shut = {"affine": {"kernel": jnp.zeros((4, 16))}, "affine_gate": jnp.zeros(())}
+        got = escape_curvature(model.clone(affine_skip=None), params | shut, x, features)
+    np.testing.assert_allclose(got, expected, rtol=1e-9)
+
+
+def test_rounding_reaches_no_direction(pixels):
+    """A decoder of rank 2 in float32: its other directions' singular values are rounding's."""
+    with jax.enable_x64(True):
+        model, params, x, features = collapsed_with_features(pixels, affine=False, gamma=0.01)
+        out = params["decoder"]["out"]["kernel"]
+        left, sizes, right = jnp.linalg.svd(out, full_matrices=False)
+        params["decoder"]["out"]["kernel"] = (left[:, :2] * sizes[None, :2]) @ right[:2]
+        at_zero = model.apply({"params": params}, jnp.zeros((1, 4)), method="decode")[0]
+        params["decoder"]["out"]["bias"] += x.mean(0) - at_zero
+        exact = float(escape_curvature(model, params, x, features)[1])
+        few = jax.device_get((params, x, features))
+    single = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), few)
+    assert float(escape_curvature(model, *single)[1]) == pytest.approx(exact, rel=0.01)
+
+
 def test_the_affine_model_escapes_where_its_largest_variance_exceeds_gamma():
     """An affine encoder explains all the variance: Theorem 1's condition lambda_1 > gamma."""
     with jax.enable_x64(True):

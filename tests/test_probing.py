@@ -150,6 +150,15 @@ def test_latent_norms_of_another_model():
 # ---------------------------------------------------------------- products
 
 
+def test_a_python_numbers_weak_type_is_no_other_dtype():
+    """The third power's second derivative at 2, in direction 1."""
+    params, vector = {"a": 2.0}, {"a": jnp.ones(())}
+    for given in ((params, vector), ({"a": jnp.full((), 2.0)}, {"a": 1.0})):
+        assert hessian.hessian_vector_product(lambda p: p["a"] ** 3, *given)["a"] == 12
+    with pytest.raises(ValueError, match="dtypes of params"):
+        hessian.hessian_vector_product(lambda p: p["a"] ** 3, params, {"a": jnp.bfloat16(1)})
+
+
 def test_products_agree_with_differences_of_gradients(vae):
     """Central differences err by h^2; at h = 1e-5 in float64, by about 1e-9."""
     with jax.enable_x64(True):

@@ -139,11 +139,13 @@ def escape_curvature(
     width = params["decoder"]["first"]["kernel"].shape[1]
     G = jax.jacobian(read_out)(jnp.zeros(width))  # [D, W]
     if "affine" in params:
-        G = jnp.concatenate([G, jnp.eye(len(b))], axis=1)
+        gate = params.get("affine_gate", 1.0)  # of a model that leaves its skip open
+        G = jnp.concatenate([G, gate * jnp.eye(len(b))], axis=1)
     cross = -G.T @ M / gamma
     hessian = jnp.block([[G.T @ G / gamma, cross], [cross.T, S]])
     # Variance explained linearly along u in range(G): eigenvalues of P M S^+ M^T P.
     basis, sizes, _ = jnp.linalg.svd(G, full_matrices=False)
-    reached = basis * (sizes > 1e-10 * sizes.max())[None, :]
+    rounding = max(G.shape) * jnp.finfo(G.dtype).eps * sizes.max()
+    reached = basis * (sizes > rounding)[None, :]
     explained = reached.T @ M @ jnp.linalg.pinv(S) @ M.T @ reached
     return jnp.linalg.eigvalsh(hessian)[0], jnp.linalg.eigvalsh(explained)[-1] / gamma

@@ -73,6 +73,11 @@ def check_at_least(least: int, **values: int) -> None:
             raise ValueError(f"{name} must be an integer of at least {least}, but is {value}.")
 
 
+def _layout(tree: Params) -> Params:
+    """Shapes and dtypes alone: whether a dtype is weak, as a Python number's, does not matter."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
 def _product(loss: Loss, params: Params, args: tuple, vector: Params) -> Params:
     # Rounding of a single bfloat16 pass would drown every curvature of interest.
     with jax.default_matmul_precision("highest"):
@@ -98,7 +103,7 @@ def hessian_vector_product(
     """
     params, _ = checked(loss, params, args)
     vector = as_arrays("vector", vector)
-    if jax.tree.map(jax.typeof, params) != jax.tree.map(jax.typeof, vector):
+    if _layout(params) != _layout(vector):
         raise ValueError("vector must have the structure, shapes and dtypes of params.")
     return _product(loss, params, args, vector)
 
