@@ -96,16 +96,6 @@ def test_disjoint_sets_are_as_far_apart_as_can_be():
     assert far.ndb == 1
 
 
-def test_a_bin_empty_in_both_is_not_tested():
-    bins = ndb_bins(_normal(0, 300, 2), 3, seed=0)
-    bins = bins._replace(counts=np.array([100, 0, 200]))
-    got = ndb_compare(bins, bins.centres[[0] * 90 + [2] * 10])
-    assert np.isnan(got.z[1])
-    assert not got.different[1]
-    assert got.ndb == 1  # two of two, not two of three
-    assert np.isfinite(got.js)
-
-
 def test_clusters_are_reused_and_the_seed_decides_them():
     train, query = _normal(0, 400, 3), _normal(1, 300, 3)
     one, again, other = (ndb_bins(train, 8, seed=s) for s in (3, 3, 4))

@@ -67,7 +67,9 @@ def two_nn(points: np.ndarray) -> Estimate:
 
     The ratio mu has P(mu > m) = m^-d where the density is constant across two neighbours, so
     -log(1 - F(mu)) against log mu is a line of slope d through the origin, fitted here without
-    the largest tenth. The standard error d / sqrt(N) takes points as independent.
+    the largest tenth. The standard error, d over the root of the ratios fitted, takes points as
+    independent, but neighbours share neighbours: uniform cubes of 2 to 15 dimensions, drawn again,
+    spread 1.1 to 1.4 times as much (300 to 3000 points).
 
     Args:
       points: [N, D]; rows that repeat are taken once.
@@ -100,7 +102,8 @@ def maximum_likelihood(points: np.ndarray) -> Estimate:
 
     With k neighbours at distances T_1 < ... < T_k, 1/d is the mean over points and j < k of
     log(T_k / T_j); the estimate is the mean of d over k = 10..20. The standard error is that of
-    1/d over points, taken as independent.
+    1/d over points, taken as independent: as with `two_nn`, an estimate spreads 1.2 to 1.5 times
+    as much.
 
     Args:
       points: [N, D]; rows that repeat are taken once.

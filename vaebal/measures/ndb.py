@@ -57,11 +57,11 @@ def _mean(examples: np.ndarray) -> np.ndarray:
 class NDB(NamedTuple):
     """How a query set fills the bins of a training set."""
 
-    ndb: float  # fraction of the bins tested that differ
+    ndb: float  # fraction of the bins that differ
     js: float  # Jensen-Shannon divergence of the proportions, in nats
     train: np.ndarray  # [K] proportion of the training set in each bin
     query: np.ndarray  # [K] proportion of the query set
-    z: np.ndarray  # [K] two-proportion z-score of query - train; NaN for a bin empty in both
+    z: np.ndarray  # [K] two-proportion z-score of query - train
     different: np.ndarray  # [K] whether |z| is beyond the two-tailed .05
     centres: np.ndarray  # [K, D] of the bins
 
@@ -136,13 +136,12 @@ def ndb_compare(bins: Bins, query: np.ndarray) -> NDB:
     n, m = bins.counts.sum(), len(query)
     counts = np.bincount(bins.assign(query), minlength=len(bins.counts))
     p, q, pooled = bins.counts / n, counts / m, (bins.counts + counts) / (n + m)
-    with np.errstate(invalid="ignore"):  # 0 / 0 where both are empty: nothing to test
-        z = (q - p) / np.sqrt(pooled * (1 - pooled) * (1 / n + 1 / m))
+    z = (q - p) / np.sqrt(pooled * (1 - pooled) * (1 / n + 1 / m))
     different = np.abs(z) > -special.ndtri(LEVEL / 2)
     middle = (p + q) / 2
     js = (special.rel_entr(p, middle) + special.rel_entr(q, middle)).sum() / 2
     return NDB(
-        ndb=float(different.sum() / np.isfinite(z).sum()),
+        ndb=float(different.mean()),
         js=float(js),
         train=p,
         query=q,
@@ -156,8 +155,7 @@ def ndb(train: np.ndarray, query: np.ndarray, bins: int, seed: int, *, whiten: b
     """NDB / K and the Jensen-Shannon divergence of query [M, D] from train [N, D].
 
     In each of K = `bins` bins of `ndb_bins`, a two-proportion z-test with pooled variance at
-    the two-tailed .05. A bin empty in both sets cannot be tested and does not count in `.ndb`,
-    neither above nor below the line.
+    the two-tailed .05. None is empty: each holds a training example.
 
     For two samples of one distribution `.ndb` is about .05 and `.js` (K - 1) / 8 (1 / N + 1 / M).
     But the centres were fitted to train: where noise fills many dimensions and bins hold few
