@@ -519,7 +519,7 @@ def test_arms_in_an_impossible_order_are_told(arms, message):
         ("train.guard", math.inf), ("train.patience", -1), ("train.slowest", -1e-4),
         ("train.release", (0.8, 0.6)),
         ("train.release", (0.5, 1.5)), ("train.release", (0.5,)), ("train.device_bytes", 0),
-        ("eval.block", 0), ("eval.mmd_samples", 0), ("eval.train_images", 0),
+        ("eval.block", 0), ("eval.mmd_samples", 3), ("eval.train_images", 0),
     ],
 )  # fmt: skip
 def test_fields_that_cannot_be_meant_are_named(field, value):
@@ -547,10 +547,40 @@ def test_fields_that_do_not_fit_the_data_are_named(field, value, changes):
         gamma.check_against_data(config, images)
 
 
-@pytest.mark.parametrize(("field", "value"), [("pool", 2), ("encoder_skip", True)])
-def test_a_field_that_the_network_does_not_know_is_named(field, value):
-    with pytest.raises(InputError, match=rf"^model.{field}={value} does nothing for .*'conv'"):
-        gamma.check(tiny(**{"model__network": "conv", f"model__{field}": value}))
+@pytest.mark.parametrize(
+    ("network", "field", "value"),
+    [
+        ("conv", "pool", 2), ("conv", "encoder_skip", True), ("mlp", "patch", 8),
+        ("mlp", "remat", True), ("infogan", "width", 16), ("infogan", "blocks", 2),
+        ("infogan", "residual", False), ("infogan", "patch", 8),
+    ],
+)  # fmt: skip
+def test_a_field_that_the_network_does_not_know_is_named(network, field, value):
+    changes = {"model__width": 64, "model__network": network, f"model__{field}": value}
+    with pytest.raises(InputError, match=rf"^model.{field}={value} does nothing for .*{network}'"):
+        gamma.check(tiny(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"data__name": "mnist", "data__noise": 0.1},
+            r"^data\.noise=0\.1 does nothing for .*'mnist'",
+        ),
+        (
+            {"eval__nll_samples": 0, "eval__laplace_images": 8},
+            r"^eval\.laplace_images=8 does nothing where eval\.nll_samples=0",
+        ),
+    ],
+)
+def test_a_field_that_another_leaves_nothing_to_do_is_named(changes, message):
+    with pytest.raises(InputError, match=message):
+        gamma.check(tiny(**changes))
+
+
+def test_what_groups_the_runs_may_not_change_in_a_workdir():
+    assert "train.device_bytes" not in fields.FREE
 
 
 def test_a_refused_run_leaves_no_workdir(tmp_path):

@@ -165,15 +165,62 @@ def test_the_price_is_beside_the_crowded_learned_run_of_least_error():
     """Neither a balanced run nor one with gamma fixed is the reference, whatever its error."""
     others = [row("learned 0.1", 2, 0, 3, 1.9, 0.1), row("learned 1", 2, 0, 2, 0.1, 0.1)]
     rows = [*some_rows(), *others]
-    reference = order.crowded(rows)
+    reference = order.reference(rows)
     assert {run["arm"] for run in reference.values()} == {"learned 0.01"}
     adaptive = rows_with(rows, arm="adaptive")
     for (error, elbo), run in zip(order.price(adaptive, reference), adaptive, strict=True):
         assert error == pytest.approx(2)
         assert elbo == pytest.approx(run["error_mean"] / 2)
     balanced = [run for run in rows if run["active_0.01"] == run["rank"]]
-    assert order.crowded(balanced) == {}
+    assert order.reference(balanced) == {}
     assert set(cells(tables.summary_table(balanced), "Rec. Err. ×").values()) == {""}
+
+
+def test_where_r_is_unknown_no_run_is_called_crowded():
+    rows = [*some_rows(ranks=(0,)), row("learned 0.1", 0, 0, 2, 0.5, 0.1)]
+    assert order.reference(rows)[0, 0]["arm"] == "learned 0.1"
+    config, *_, images = experiment(rows)
+    said = page.sentence(rows) + page.protocol(config, rows, images)["summary"]
+    assert "Beside the learned run of least error (same r, same seed; 3 pairs)" in said
+    assert "to the learned run of the same seed with the least error." in said
+    assert "crowded" not in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "arms", "told", "untold"),
+    [
+        (
+            {"train.patience": 250},
+            ("adaptive", "fixed at adaptive"),
+            ["for 250 steps (or, where that is less, for 15% of the steps so far and 300 at least)",
+             "it has all κ latents open from the start",
+             "γ moves by at most 0.02 nats a step"],
+            ["which no arm has found"],
+        ),
+        (
+            {"train.patience": 0, "train.fastest": 0.5},
+            ("adaptive", "fixed at adaptive"),
+            ["γ moves by at most 0.5 nats a step"],
+            ["open from the start"],
+        ),
+        (
+            {},
+            ("plain 5e-3 of 8", "adaptive"),
+            ["200 epochs (20,000 steps of", "a plain VAE of K latents, which no arm has found"],
+            ["a plain VAE beside it"],
+        ),
+    ],
+)  # fmt: skip
+def test_the_protocol_is_of_the_arms_and_their_numbers(changes, arms, told, untold):
+    rows = [row(arm, 2, 0, 2, 1.0, 0.1) for arm in arms]
+    for each in rows:
+        twice = 1 + each["arm"].startswith("plain")
+        each |= {"epochs": 200 * twice, "steps": 20_000 * twice}
+    config, *_, images = experiment(rows)
+    config.update_from_flattened_dict(changes)
+    said = page.protocol(config, rows, images)["main"].replace("20000", "20,000")
+    assert [text for text in told if text not in said] == []
+    assert [text for text in untold if text in said] == []
 
 
 def test_the_sentence_is_made_of_the_rows():
@@ -255,7 +302,7 @@ def test_the_headline_figure_shows_the_rows_means(closing):
 
 def test_no_seed_hides_another_in_the_dimensions_figure(closing):
     rows = some_rows()
-    axes = figures.draw_dimensions(rows).axes
+    axes = figures.draw_dimensions(rows, opens=True).axes
     assert len(axes) == len(ARMS)
     for axis, arm in zip(axes, order.in_order(ARMS), strict=True):
         points = [
@@ -268,8 +315,11 @@ def test_no_seed_hides_another_in_the_dimensions_figure(closing):
         assert len(set(points)) == len(runs)
         drawn = sorted((round(x), y) for x, y in points)
         assert drawn == sorted((run["rank"], run["active_0.01"]) for run in runs)
+        assert axis.get_title().startswith("latents opened one by one") == (arm == "adaptive")
         diagonal = axis.lines[0].get_xydata()
         np.testing.assert_array_equal(diagonal[:, 0], diagonal[:, 1])
+    first = figures.draw_dimensions(rows, opens=False).axes[0]
+    assert first.get_title().startswith("all latents from the start\n(adaptive)")
 
 
 def test_figure_1_is_of_the_median_r_with_errors_per_pixel(closing):
@@ -328,7 +378,7 @@ def test_where_images_may_not_be_shown_figures_hold_samples_alone(tmp_path, clos
     assert not (tmp_path / "traversals.png").exists()
     assert "traversals" not in (tmp_path / "table.md").read_text()
     figure = figures.draw_pictures(pictures, images, samples_only=True)
-    labels = [axis.texts[0].get_text() for axis in figure.axes if axis.texts]
+    labels = [text.get_text() for text in figure.axes[0].texts]
     assert labels == [f"samples,\n{order.shown(arm)}" for arm in order.in_order(ARMS)]
     shown = figure.axes[0].images[0].get_array()
     first = pictures[order.in_order(ARMS)[0], 2, 0]["samples"][0]
@@ -375,5 +425,5 @@ def test_traversals_are_of_the_first_arm_the_largest_r_and_the_least_seed(closin
     _, _, pictures, images = experiment(rows)
     figure = figures.draw_traversals(rows, pictures, images)
     assert figure.get_suptitle().startswith("adaptive, r = 4, seed 0:")
-    labels = [text.get_text() for axis in figure.axes for text in axis.texts]
-    assert labels == ["z19, KL 1.9", "z0, idle"]
+    labels = [text.get_text() for text in figure.axes[0].texts]
+    assert labels == ["z19, KL 1.9", "z0, idle", "−1", "0", "1"]

@@ -9,6 +9,7 @@ from vaebal.errors import InputError
 from vaebal.training import mesh_for
 
 _BLOCK = 4096  # images looked at together
+MMD_POINTS = 4  # measures.mmd takes no fewer
 
 
 def _value(config: Any, field: str) -> Any:
@@ -27,7 +28,11 @@ def is_positive(text: str) -> bool:
 
 def positive_integers(config: Any, *fields: str, zero: bool = False) -> None:
     """Each field is an integer of at least 1 (or 0, where `zero`)."""
-    least = 0 if zero else 1
+    integers(config, *fields, least=0 if zero else 1)
+
+
+def integers(config: Any, *fields: str, least: int) -> None:
+    """Each field is an integer of at least so much."""
     for field in fields:
         value = _value(config, field)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:

@@ -5,12 +5,12 @@ import ml_collections
 from vaebal.experiments.schema import data_section
 
 # Fields that change no number: where things lie, how often they are saved or shown. (The last
-# two place arrays on devices, as the number of devices does: rounding at most.)
+# places arrays on devices, as the number of devices does: rounding at most.) Not
+# train.device_bytes: what trains together follows from it, and checkpoints are of what does.
 FREE = frozenset(
     {
         *("data.dir", "data.folder", "data.bad", "eval.pictures", "eval.samples_only"),
-        *("train.epochs_per_chunk", "train.epochs_per_checkpoint"),
-        *("train.device_bytes", "train.shard_parameters"),
+        *("train.epochs_per_chunk", "train.epochs_per_checkpoint", "train.shard_parameters"),
     }
 )
 

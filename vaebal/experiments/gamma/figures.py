@@ -28,7 +28,7 @@ _MARKS = {
     "adaptive": ("*", 10, "none", EDGED, "adaptive homotopy, at its mean speed"),
     "guarded": ("P", 6, "none", EDGED, "guarded to the end, at its mean speed"),
     "settled": ("D", 4.5, "none", EDGED, "gone on with, at the count found"),
-    "plain": ("d", 4.5, "none", HOLLOW, "learned anew, at the count found"),
+    "plain": ("d", 4.5, "none", HOLLOW, "learned anew, at a count found or given"),
     "fixed": ("x", 5, "none", {}, "γ fixed from scratch"),
     "held": ("v", 5, "none", {}, "γ held at a value"),
 }
@@ -230,8 +230,12 @@ def draw_front(rows: Sequence[Row]) -> plt.Figure:
     return figure
 
 
-def draw_dimensions(known: Sequence[Row]) -> plt.Figure:
-    """Active dimensions against the true r, known of every row; a panel an arm, seeds abreast."""
+def draw_dimensions(known: Sequence[Row], opens: bool) -> plt.Figure:
+    """Active dimensions against the true r, known of every row; a panel an arm, seeds abreast.
+
+    Args:
+      opens: whether the adaptive arm opens latents one by one.
+    """
     arms, ranks = order.arms_of(known), order.ranks_of(known)
     styles, kappa = looks(arms), max(column(known, "kappa"))
     lines = -(-len(arms) // 5)
@@ -257,7 +261,7 @@ def draw_dimensions(known: Sequence[Row]) -> plt.Figure:
                 markersize=4 if order.kind(arm) == "adaptive" else 3,
             )  # fmt: skip
         share = order.count(rows_with(known, arm=arm))
-        axis.set_title(f"{_in_words(arm)}\nactive = r in {share}", fontsize=8)
+        axis.set_title(f"{_in_words(arm, opens)}\nactive = r in {share}", fontsize=8)
         axis.set_xticks(ranks)
         axis.tick_params(labelsize=7.5, labelbottom=True)
         axis.grid(axis="x", visible=False)
@@ -273,11 +277,12 @@ def draw_dimensions(known: Sequence[Row]) -> plt.Figure:
     return figure
 
 
-def _in_words(arm: str) -> str:
+def _in_words(arm: str, opens: bool) -> str:
     """An arm in two lines, for a reader who has seen no table."""
     match order.kind(arm):
         case "adaptive":
-            return f"latents opened one by one\n({order.shown(arm)})"
+            how = "latents opened one by one" if opens else "all latents from the start"
+            return f"{how}\n({order.shown(arm)})"
         case "learned":
             return f"γ learned, at most\n{arm.removeprefix('learned ')} nats a step"
         case "fixed":

@@ -13,7 +13,7 @@ Key = tuple[str, int, int]  # arm, r, seed
 
 MOVING = ("learned", "adam", "annealed")  # at a speed that the arm says
 STILL = ("fixed", "held")
-COUNTED = ("settled", "plain")  # at a count that another arm found
+COUNTED = ("settled", "plain")  # at a count that another arm found, or that is given
 ASIDE = (*COUNTED, *STILL)  # with no speed of descent
 KINDS = ("adaptive", "guarded", *MOVING, *ASIDE)
 ACTIVE = "active_0.01"
@@ -89,21 +89,22 @@ def pairs_of(rows: Sequence[Row], fixed: str) -> list[tuple[Row, Row]]:
     ]
 
 
-def crowded(rows: Sequence[Row]) -> dict[tuple[int, int], Row]:
-    """By (r, seed): the "learned" run of least error of those with more than r active latents."""
+def reference(rows: Sequence[Row]) -> dict[tuple[int, int], Row]:
+    """By (r, seed): the "learned" run of least error; where r is known, of those with more active.
+
+    Of unknown r none can be said to be crowded.
+    """
     found: dict[tuple[int, int], Row] = {}
     for row in rows:
         place = row["rank"], row["seed"]
-        if kind(row["arm"]) == "learned" and row[ACTIVE] > row["rank"]:
+        if kind(row["arm"]) == "learned" and (not row["rank"] or row[ACTIVE] > row["rank"]):
             found[place] = min(found.get(place, row), row, key=lambda run: run["error_mean"])
     return found
 
 
-def price(
-    runs: Sequence[Row], reference: Mapping[tuple[int, int], Row]
-) -> list[tuple[float, float]]:
-    """(error over the crowded run's, −ELBO less the crowded run's in nats), where there is one."""
-    pairs = [(row, reference.get((row["rank"], row["seed"]))) for row in runs]
+def price(runs: Sequence[Row], beside: Mapping[tuple[int, int], Row]) -> list[tuple[float, float]]:
+    """(error over that of the run of `beside`, −ELBO less its, in nats), where there is one."""
+    pairs = [(row, beside.get((row["rank"], row["seed"]))) for row in runs]
     return [compared(other, row) for row, other in pairs if other]
 
 

@@ -12,7 +12,15 @@ from vaebal.data.rendered import FACTORS
 from vaebal.experiments import report
 from vaebal.experiments.gamma import figures, order, tables
 from vaebal.experiments.report import Figure, Row, Section, column, rows_with, scaled, signed
-from vaebal.homotopy.opener import EARLY_PATIENCE
+from vaebal.homotopy.opener import EARLY_PATIENCE, LEAST_PATIENCE
+from vaebal.homotopy.rules import RELEASED_RATE
+
+# The learned run that an arm's price is told beside: where r is known, and where it is not.
+CROWDED = (
+    "crowded run: of the learned runs of the same r and seed with more than r active latents, the "
+    "one of least error"
+)
+LEARNED = "learned run of the same seed with the least error"
 
 
 def _balance(known: Sequence[Row]) -> list[str]:
@@ -33,10 +41,11 @@ def _adaptive(rows: Sequence[Row]) -> list[str]:
     if adaptive:
         off = 100 * max(map(abs, column(adaptive, "gamma_residual_relative")))
         said.append(f"The adaptive homotopy's γ ends within {off:.1f} % of stationary.")
-    if beside := order.price(adaptive, order.crowded(rows)):
+    if beside := order.price(adaptive, order.reference(rows)):
+        run = "crowded learned run" if order.of_known_rank(rows) else "learned run"
         said.append(
-            f"Beside the crowded learned run of least error (same r, same seed; {len(beside)} "
-            f"pairs) it has {_cost(beside)}."
+            f"Beside the {run} of least error (same r, same seed; {len(beside)} pairs) it has "
+            f"{_cost(beside)}."
         )
     return said
 
@@ -71,7 +80,9 @@ def sentence(rows: Sequence[Row]) -> str:
 def protocol(config: Any, rows: Sequence[Row], images: ImageSet) -> dict[str, str]:
     """How the numbers of the tables "main", "summary" and "paper" were made."""
     ranks = [rank for rank in order.ranks_of(rows) if rank]
-    kinds = set(map(order.kind, column(rows, "arm")))
+    arms = column(rows, "arm")
+    kinds = set(map(order.kind, arms))
+    plain = {arm.split()[2] for arm in arms if order.kind(arm) == "plain"}
     how = report.protocol(
         "gamma",
         config,
@@ -81,8 +92,11 @@ def protocol(config: Any, rows: Sequence[Row], images: ImageSet) -> dict[str, st
         test_images=rows[0]["test_images"],
         ranks=ranks,
         floor=config.data.noise**2,
-        steps=rows[0]["steps"],
+        steps=rows[0]["steps"] * config.train.epochs // rows[0]["epochs"],  # "plain" has twice
+        released=max(config.train.fastest, RELEASED_RATE),
         early=EARLY_PATIENCE,
+        least=LEAST_PATIENCE,
+        beside=CROWDED if ranks else LEARNED,
         effective=np.median([row.get("effective_sample_size", 0.0) for row in rows]),
         laplace=report.laplace(rows),
         over_seeds=report.over_seeds(sorted(set(column(rows, "seed")))),
@@ -101,6 +115,9 @@ def protocol(config: Any, rows: Sequence[Row], images: ImageSet) -> dict[str, st
         "nll": config.eval.nll_samples,
         "laplace": config.eval.nll_samples and config.eval.laplace_images,
         **{kind: kind in kinds for kind in order.KINDS if kind != "adaptive"},
+        "plain": "after" in plain,
+        "counted": "of" in plain,
+        "whole": "fixed" in kinds and config.train.patience,
     }
     apart = ("summary", "paper")
     main = [text for name, text in how.items() if applies.get(name, name not in apart)]
@@ -115,9 +132,10 @@ def _figures(
     histories: Mapping[order.Key, list[dict]],
     pictures: Mapping[order.Key, dict[str, np.ndarray]],
     images: ImageSet,
-    samples_only: bool,
+    config: Any,
 ) -> dict[str, Figure]:
     """Those that the rows have something for, by name."""
+    samples_only, opens = config.eval.samples_only, config.train.patience > 0
     arms, known = order.arms_of(rows), order.of_known_rank(rows)
     own = [order.kind(arm) for arm in arms if order.kind(arm) not in order.COUNTED]
     moves = len(own) > 1 and not set(own) <= set(order.ASIDE)
@@ -128,7 +146,7 @@ def _figures(
     told = any(histories.values())
     found = (
         ("Balance over the speed of γ's descent", moves, figures.draw_speed, rows),
-        ("Active dimensions against r", known, figures.draw_dimensions, known),
+        ("Active dimensions against r", known, figures.draw_dimensions, known, opens),
         ("Error against active latents", not known and len(arms) > 1, figures.draw_front, rows),
         ("Latents and factors", held, figures.draw_factors, held, names),
         ("One latent at a time", traversed, figures.draw_traversals, rows, traversed, images),
@@ -161,8 +179,8 @@ def write(
       pictures: by (arm, r, seed), what `evaluate.draw_pictures` made.
       images: for their name, number and shape.
     """
-    how, only = protocol(config, rows, images), config.eval.samples_only
-    drawn = _figures(rows, histories, pictures, images, only)
+    how = protocol(config, rows, images)
+    drawn = _figures(rows, histories, pictures, images, config)
     headline = [drawn.pop(name) for name in ("speed", "dimensions", "front") if name in drawn]
     hidden = ("−ELBO", "σ² < ½", "MMD² (active)", "factor R²")
     main, summary, paper = (

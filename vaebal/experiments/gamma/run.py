@@ -25,7 +25,7 @@ from vaebal.errors import InputError
 from vaebal.experiments import cells as runner
 from vaebal.experiments import checks, inputs, report
 from vaebal.experiments.cells import Cells, schedule_of
-from vaebal.experiments.gamma import page
+from vaebal.experiments.gamma import fields, page
 from vaebal.experiments.gamma.arms import Arm, arms, member, rule
 from vaebal.experiments.gamma.evaluate import draw_pictures, evaluate, largest_variance
 from vaebal.experiments.verdicts import Trained
@@ -47,6 +47,12 @@ from vaebal.training.workdir import workdir_path
 from vaebal.units import to_unit_pixels
 
 NETWORKS = ("conv", "infogan", "mlp")
+# Fields of the section `model` that not every network has, and those that have them.
+OF_NETWORKS = {
+    **dict.fromkeys(("patch", "remat"), ("conv",)),
+    **dict.fromkeys(("pool", "encoder_skip"), ("mlp",)),
+    **dict.fromkeys(("width", "blocks", "residual"), ("conv", "mlp")),
+}
 TOGETHER = ("all", "rank", "none")
 
 
@@ -81,8 +87,9 @@ def check(config: Any) -> None:
         "model.pool",
         *("train.epochs", "train.batch_size", "train.epochs_per_chunk"),
         *("train.epochs_per_checkpoint", "train.device_bytes", "eval.block", "eval.pictures"),
-        *("eval.train_images", "eval.mmd_samples", "train.guard_memory"),
+        *("eval.train_images", "train.guard_memory"),
     )
+    checks.integers(config, "eval.mmd_samples", least=checks.MMD_POINTS)
     checks.positive_numbers(
         config, "train.learning_rate", "train.settled_learning_rate", "train.clip_norm",
         "train.fastest",
@@ -93,20 +100,27 @@ def check(config: Any) -> None:
         "train.weight_decay", zero=True,
     )  # fmt: skip
     checks.positive_integers(config, "eval.laplace_images", zero=True)
+    if config.data.noise and not known:
+        raise InputError(
+            f"data.noise={config.data.noise!r} does nothing for data.name={config.data.name!r}: "
+            f"set it to 0, or the data to one of {', '.join(map(repr, MANIFOLDS))}."
+        )
+    if config.eval.laplace_images and not config.eval.nll_samples:
+        raise InputError(
+            f"eval.laplace_images={config.eval.laplace_images} does nothing where "
+            "eval.nll_samples=0: set it to 0 too, or eval.nll_samples above 0."
+        )
     checks.fractions(config, "train.beta2")
     checks.one_of(config, "model.network", NETWORKS)
     checks.one_of(config, "model.activation", tuple(ACTIVATIONS))
     checks.one_of(config, "model.products", tuple(PRODUCTS))
-    if config.model.remat and config.model.network != "conv":
-        raise InputError(
-            f"model.remat=True does nothing for model.network={config.model.network!r}: set it to "
-            "False, or the network to 'conv'."
-        )
-    for field, nothing in (("pool", 1), ("encoder_skip", False)):
-        if config.model[field] != nothing and config.model.network != "mlp":
+    default = fields.defaults("").model
+    for field, networks in OF_NETWORKS.items():
+        if config.model[field] != default[field] and config.model.network not in networks:
             raise InputError(
                 f"model.{field}={config.model[field]} does nothing for model.network="
-                f"{config.model.network!r}: set it to {nothing}, or the network to 'mlp'."
+                f"{config.model.network!r}: set it to {default[field]}, or the network to "
+                f"{' or '.join(map(repr, networks))}."
             )
     release = tuple(config.train.release)
     if len(release) != 2 or not 0 <= release[0] < release[1] <= 1:

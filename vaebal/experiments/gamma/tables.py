@@ -66,7 +66,7 @@ def summary_table(rows: Sequence[Row]) -> Table:
     """One line an arm, over every r and seed: balance, and what it costs."""
     header = ["arm", "active = r", "active − r", "MMD²", "γ off by, at most"]
     header += ["Rec. Err. ×", "−ELBO +", "in runs"]
-    reference, body = order.crowded(rows), []
+    reference, body = order.reference(rows), []
     for arm in order.arms_of(rows):
         runs = rows_with(rows, arm=arm)
         excess = [row[order.ACTIVE] - row["rank"] for row in order.of_known_rank(runs)]
