@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from configs import celeba64_gamma, digits_kappa, network_gamma, theorem1
+from configs import celeba64_gamma, digits_kappa, mnist_gamma, network_gamma, theorem1
 from vaebal.bench import __main__ as command
 from vaebal.bench import feeding, metrics, page, pytorch, scaling, step, subjects, sweep, timing
 from vaebal.bench.flops import decoder_flops, forward_flops, step_flops
@@ -23,6 +23,7 @@ from vaebal.bench.timing import Spread, Turns
 from vaebal.data import Scenes
 from vaebal.errors import InputError
 from vaebal.models import conv_vae, infogan_vae, init_params, latent_noise
+from vaebal.models.nets import PRODUCTS
 from vaebal.training.vae import loss_and_terms
 
 ROOT = Path(__file__).parent.parent
@@ -104,6 +105,36 @@ def test_a_steps_products_alone_are_the_model_flops(small_vae):
     products, factors = step.products_alone(params, 32)
     counted = jax.jit(products).lower(factors).cost_analysis()["flops"]
     assert counted == 32 * step_flops(model)
+
+
+@pytest.mark.parametrize("kind", PRODUCTS)
+def test_products_are_taken_as_the_config_says(small_vae, monkeypatch, kind):
+    """Float32 is exact, which an accelerator's own way with it is not; the peak's too."""
+    params = init_params(small_vae(), jax.random.key(0), jnp.zeros(16))
+    products, factors = step.products_alone(params, 4, PRODUCTS[kind])
+    text = str(jax.make_jaxpr(products)(factors))
+    assert ("HIGHEST" in text) == (kind == "float32")
+    assert ("bf16" in text) == (kind == "bfloat16")
+    seen = []
+    monkeypatch.setattr(timing, "product", lambda a, b, products: seen.append(products) or a)
+    step._peaks(None, 4, PRODUCTS[kind], BRIEF)
+    assert seen == [PRODUCTS[kind]]
+    assert kind in pytorch.PRECISIONS
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "shape"),
+    [
+        (mnist_gamma, "mnist", (28, 28, 1)), (mnist_gamma, "fashion_mnist", (28, 28, 1)),
+        (mnist_gamma, "digits", (8, 8, 1)), (network_gamma, "network", (8, 8, 3)),
+        (celeba64_gamma, "celeb_a", (64, 64, 3)), (celeba64_gamma, "folder", (64, 64, 3)),
+        (digits_kappa, "digits", (8, 8, 1)),
+    ],
+)  # fmt: skip
+def test_random_images_have_the_shape_of_the_configs_data(config, name, shape):
+    config = config.get_config()
+    config.data.name = name
+    assert subjects.image_shape(config) == shape
 
 
 @pytest.mark.parametrize(
@@ -205,6 +236,7 @@ def results(**changes):
         "title": "a net",
         "machine": [("PyTorch", "2 threads")],
         "matrix_size": 4096,
+        "products": "tensorfloat32",
         "peaks": {"JAX": Spread(2.5e11, 2.4e11, 2.6e11)},
         "flops_per_image": 20_438_720,
         "steps": [measured],
@@ -243,6 +275,7 @@ def test_table_holds_the_numbers():
     assert "| JAX     | 250 (240–260) |" in text
     assert "77,000 (76,000–78,000) samples of z per second (10 images" in text
     assert "20,438,720" in text
+    assert "product in tensorfloat32" in text
     assert ["PyTorch", "2 threads"] in table_below(text, "# a net")
     assert text.endswith("A note.\n")
 

@@ -61,13 +61,9 @@ def describe_machine() -> list[tuple[str, str]]:
     versions = (
         f"{name} {importlib.metadata.version(name)}" for name in ("jaxlib", "flax", "optax")
     )
-    precision = [("Products", "TF32, the default of JAX; PyTorch is set to the same")]
-    if jax.default_backend() != "gpu":
-        precision = []
     return [
         *rows,
         ("Devices", f"{jax.device_count()} × {jax.devices()[0].device_kind}"),
-        *precision,
         ("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         ("JAX", ", ".join([jax.__version__, *versions])),
         ("Date", datetime.date.today().isoformat()),

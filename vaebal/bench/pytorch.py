@@ -20,10 +20,17 @@ from vaebal.models import GaussianVAE
 from vaebal.models.nets import ACTIVATIONS, MLPEncoder
 from vaebal.units import LOG_2PI
 
+# What PyTorch calls the products of `nets.PRODUCTS` on a GPU.
+PRECISIONS = {"float32": "highest", "tensorfloat32": "high", "bfloat16": "medium"}
+
 
 @contextlib.contextmanager
-def torch_at_its_best() -> Iterator[Any]:
-    """Yields PyTorch set up as fast and as precise as JAX here; None if it cannot take part."""
+def torch_at_its_best(products: str = "tensorfloat32") -> Iterator[Any]:
+    """Yields PyTorch set up as fast and as precise as JAX here; None if it cannot take part.
+
+    Args:
+      products: how a network's are taken on a GPU, of `PRECISIONS`.
+    """
     try:
         import torch
     except ImportError:
@@ -39,7 +46,7 @@ def torch_at_its_best() -> Iterator[Any]:
     torch.set_flush_denormal(True)
     torch.set_num_threads(cores())
     if gpu:
-        torch.set_float32_matmul_precision("high")  # TF32, JAX's default on a GPU
+        torch.set_float32_matmul_precision(PRECISIONS[products])
     try:
         yield torch
     finally:
@@ -60,7 +67,10 @@ def with_threads(torch: Any, threads: int, work: Work) -> Work:
 
 def described(torch: Any) -> tuple[str, str]:
     """A row of the machine's table."""
-    return "PyTorch", f"{torch.__version__}, {torch.get_num_threads()} threads"
+    text = f"{torch.__version__}, {torch.get_num_threads()} threads"
+    if torch.cuda.is_available():
+        text += f", products of precision {torch.get_float32_matmul_precision()!r}"
+    return "PyTorch", text
 
 
 def can_be_rebuilt(model: GaussianVAE) -> bool:

@@ -32,7 +32,7 @@ from vaebal.bench.timing import PEAK, Peak, Spread, Turns, Work, jax_peak, repea
 from vaebal.data import ImageSet, steps_per_epoch
 from vaebal.experiments.report import markdown_table
 from vaebal.measures.evaluation import importance_weighted_nll
-from vaebal.models.nets import product
+from vaebal.models.nets import PRODUCTS, Products, product
 
 OURS, EAGER, COMPILED, PYTHAE = "vaebal", "PyTorch eager", "torch.compile", "pythae"
 PRODUCTS_ALONE, ADAM_ALONE = PIECES = ("its matrix products alone", "Adam alone")
@@ -62,7 +62,8 @@ class Results(NamedTuple):
     title: str
     machine: Sequence[tuple[str, str]]
     matrix_size: int
-    peaks: Mapping[str, Spread]  # FLOP/s of a float32 matrix product, by library
+    products: str  # how the network and the peak take theirs, of `nets.PRODUCTS`
+    peaks: Mapping[str, Spread]  # FLOP/s of a matrix product, by library
     flops_per_image: int  # of a training step
     steps: Sequence[Step]
     nll: Spread  # importance samples/s
@@ -97,20 +98,22 @@ def measure(
       InputError: a field or an argument that cannot be meant.
     """
     model, *_ = (build_model(with_batch_size(config, size), kappa) for size in batch_sizes)
-    machine: list[Any] = []
+    products = config.model.products
+    machine: list[Any] = [("Products", products)]
     dense = pytorch.can_be_rebuilt(model)
     rebuilt = with_torch and dense
-    with pytorch.torch_at_its_best() if rebuilt else contextlib.nullcontext() as torch:
+    best = functools.partial(pytorch.torch_at_its_best, products)
+    with best() if rebuilt else contextlib.nullcontext() as torch:
         if torch is not None:
             machine.append(pytorch.described(torch))
-        say(f"float32 product, {matrix_size} x {matrix_size}")
-        peaks, peak = _peaks(torch, matrix_size, turns)
+        say(f"{products} product, {matrix_size} x {matrix_size}")
+        peaks, peak = _peaks(torch, matrix_size, PRODUCTS[products], turns)
         rate, flops, steps = max(peaks.values()).median, step_flops(model), []
         for batch_size in batch_sizes:
             say(f"training step, B = {batch_size}")
             images = random_images(config, _images(batch_size, epoch_seconds * rate / flops))
             subject = build(with_batch_size(config, batch_size), images, kappa)
-            pieces = _pieces(subject.params, batch_size) if dense else {}
+            pieces = _pieces(subject.params, batch_size, PRODUCTS[products]) if dense else {}
             steps.append(_step(subject, images.train, peak, turns, torch, with_compile, pieces))
 
         say("importance-weighted NLL")
@@ -123,6 +126,7 @@ def measure(
         title=_title(config, subject),
         machine=machine,
         matrix_size=matrix_size,
+        products=products,
         peaks=peaks,
         flops_per_image=flops,
         steps=steps,
@@ -133,9 +137,11 @@ def measure(
     )
 
 
-def _peaks(torch: Any, matrix_size: int, turns: Turns) -> tuple[dict[str, Spread], Peak]:
+def _peaks(
+    torch: Any, matrix_size: int, products: Products, turns: Turns
+) -> tuple[dict[str, Spread], Peak]:
     """A product's rate by library, and the faster library's."""
-    candidates = {"JAX": jax_peak(matrix_size)}
+    candidates = {"JAX": jax_peak(matrix_size, products)}
     if torch is not None:
         work = pytorch.torch_product(torch, matrix_size)
         candidates["PyTorch"] = candidates["JAX"]._replace(work=work)
@@ -206,9 +212,12 @@ def _step(
 
 
 def products_alone(
-    params: Any, batch_size: int
+    params: Any, batch_size: int, kind: Products = None
 ) -> tuple[Callable[[Any], Any], dict[str, tuple[Array, Array, Array]]]:
     """The matrix products of one step of a net of Dense layers that reads the data.
+
+    Args:
+      kind: how they are taken.
 
     Returns:
       A function whose results are all products of every layer, and its argument: by layer,
@@ -228,7 +237,7 @@ def products_alone(
     def products(factors):
         results = {}
         for name, (x, kernel, g) in factors.items():
-            y, pull = jax.vjp(product, x, kernel)
+            y, pull = jax.vjp(lambda x, kernel: product(x, kernel, kind), x, kernel)
             dx, dkernel = pull(g)
             results[name] = (y, dkernel) if name in READ_DATA else (y, dx, dkernel)
         return results
@@ -236,9 +245,9 @@ def products_alone(
     return products, factors
 
 
-def _pieces(params: Any, batch_size: int) -> dict[str, Work]:
+def _pieces(params: Any, batch_size: int, kind: Products) -> dict[str, Work]:
     """Parts of a step of such a net on their own."""
-    products, factors = products_alone(params, batch_size)
+    products, factors = products_alone(params, batch_size, kind)
     adam, gradients = optax.adam(1e-3), jax.tree.map(jnp.ones_like, params)
     carried = jax.tree.map(jnp.copy, params), adam.init(params)
 
@@ -372,7 +381,7 @@ def page(results: Results) -> Page:
         name=results.name,
         title=results.title,
         sections=[
-            f"## A {n} × {n} × {n} product in float32",
+            f"## A {n} × {n} × {n} product in {results.products}",
             markdown_table(["library", "GFLOP/s"], peaks),
             "## The training step",
             _steps_table(results, names),
@@ -395,6 +404,7 @@ class Row(NamedTuple):
 
     name: str
     network: str
+    products: str  # of the network and of the peak, of `nets.PRODUCTS`
     batch_size: int
     parameters: int
     flops_per_image: int
@@ -418,20 +428,23 @@ def measure_many(
       InputError: a field that cannot be meant.
     """
     models = [build_model(config, None) for config in configs]
-    peak = jax_peak(matrix_size)
-    rate = float(np.median(peak.rate(turns({PEAK: peak.work})[PEAK])))
+    kinds = dict.fromkeys(config.model.products for config in configs)
+    peaks = {kind: jax_peak(matrix_size, PRODUCTS[kind]) for kind in kinds}
+    taken = turns({kind: peak.work for kind, peak in peaks.items()})
+    rates = {kind: float(np.median(peak.rate(taken[kind]))) for kind, peak in peaks.items()}
     rows = []
     for config, model in zip(configs, models, strict=True):
-        flops = step_flops(model)
-        batch_size, steps = epoch_size(config.train.batch_size, flops, rate, epoch_seconds)
+        flops, kind = step_flops(model), config.model.products
+        batch_size, steps = epoch_size(config.train.batch_size, flops, rates[kind], epoch_seconds)
         say(f"{config.name}, B = {batch_size}, {steps} steps")
         images = random_images(config, steps * batch_size)
         subject = build(with_batch_size(config, batch_size), images)
-        step = _step(subject, images.train, peak, turns)
+        step = _step(subject, images.train, peaks[kind], turns)
         rows.append(
             Row(
                 name=config.name,
                 network=network(config),
+                products=kind,
                 batch_size=batch_size,
                 parameters=sum(leaf.size for leaf in jax.tree.leaves(subject.params)),
                 flops_per_image=flops,
@@ -452,12 +465,13 @@ def network(config: Any) -> str:
 
 def many_page(rows: Sequence[Row]) -> Page:
     """One table."""
-    header = ["config", "network", "parameters", "MFLOP an image", "batch"]
+    header = ["config", "network", "products", "parameters", "MFLOP an image", "batch"]
     header += ["images/s", "of peak", "compile, s"]
     body = [
         [
             row.name,
             row.network,
+            row.products,
             f"{row.parameters:,}",
             f"{row.flops_per_image / 1e6:,.1f}",
             str(row.batch_size),
@@ -472,9 +486,9 @@ def many_page(rows: Sequence[Row]) -> Page:
         title="Speed: the training step of every config",
         sections=[markdown_table(header, body)],
         method=[
-            "*Of peak*: model FLOPs per second over the rate of a matrix product that took its "
-            f"turns beside. {COUNTED} An epoch's metrics, one more pass over a batch, are in the "
-            "time. Random images, stored as the config's are, lie on the device. The batch is the "
-            f"config's, halved until {LEAST_STEPS} steps make a short epoch."
+            "*Of peak*: model FLOPs per second over the rate of a matrix product of the config's "
+            f"kind that took its turns beside. {COUNTED} An epoch's metrics, one more pass over a "
+            "batch, are in the time. Random images, stored as the config's are, lie on the device. "
+            f"The batch is the config's, halved until {LEAST_STEPS} steps make a short epoch."
         ],
     )

@@ -21,7 +21,8 @@ from vaebal.experiments.kappa_sweep import run as kappa_sweep
 from vaebal.models import GaussianVAE
 from vaebal.training import Program, Streamed, member_params
 
-IMAGE_SHAPES = {"digits": (8, 8, 1)}  # of kappa sweeps; any other data set: MNIST's
+RESOLVED = ("celeb_a", "folder", *MANIFOLDS)  # in colour, of data.resolution
+IMAGE_SHAPES = {"digits": (8, 8, 1)}  # any other data set: MNIST's
 MNIST_SHAPE = (28, 28, 1)
 # Above an epoch of so many images nothing changes any more.
 EPOCH_IMAGES = 8192
@@ -64,14 +65,14 @@ def image_shape(config: Any) -> tuple[int, int, int]:
     Raises:
       InputError: the experiment does not train one Gaussian VAE on images.
     """
-    if config.experiment == "gamma":
+    if config.experiment not in ("gamma", "kappa_sweep"):
+        raise InputError(
+            f"experiment={config.experiment!r} has no training step of one Gaussian VAE: give a "
+            "config of the experiments 'kappa_sweep' or 'gamma'."
+        )
+    if config.data.name in RESOLVED:
         return (config.data.resolution, config.data.resolution, 3)
-    if config.experiment == "kappa_sweep":
-        return IMAGE_SHAPES.get(config.data.name, MNIST_SHAPE)
-    raise InputError(
-        f"experiment={config.experiment!r} has no training step of one Gaussian VAE: give a config "
-        "of the experiments 'kappa_sweep' or 'gamma'."
-    )
+    return IMAGE_SHAPES.get(config.data.name, MNIST_SHAPE)
 
 
 def random_images(config: Any, train: int, test: int = 1, seed: int = 0) -> ImageSet:

@@ -77,9 +77,10 @@ def measure(
     works: dict[Any, Work] = {
         count: training(subject.program) for count, subject in subjects.items()
     }
-    machine, notes = [], []
+    machine, notes = [("Products", config.model.products)], []
     rebuilt = with_torch and pytorch.can_be_rebuilt(model)
-    with pytorch.torch_at_its_best() if rebuilt else contextlib.nullcontext() as torch:
+    best = functools.partial(pytorch.torch_at_its_best, config.model.products)
+    with best() if rebuilt else contextlib.nullcontext() as torch:
         if torch is None:
             notes.append("No PyTorch runs beside: it is not installed, left out, or for these "
                          "networks not written.")  # fmt: skip

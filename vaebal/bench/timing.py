@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vaebal.models.nets import Products, product
+
 # Does n units of its work (epochs, products, passes), and returns when they are done.
 Work = Callable[[int], None]
 Name = TypeVar("Name", bound=Hashable)
@@ -97,12 +99,16 @@ class Peak(NamedTuple):
         return self.flops / taken
 
 
-def jax_product(size: int) -> Work:
-    """Products of two float32 matrices [size, size]."""
+def jax_product(size: int, products: Products = jnp.float32) -> Work:
+    """Products of two float32 matrices [size, size], taken as a network takes them.
+
+    Args:
+      products: of `nets.PRODUCTS`; by default as the device does float32 fastest.
+    """
     a, b = jax.random.normal(jax.random.key(0), (2, size, size), jnp.float32)
-    return repeated(functools.partial(jax.jit(jnp.matmul), a, b))
+    return repeated(functools.partial(jax.jit(lambda a, b: product(a, b, products)), a, b))
 
 
-def jax_peak(size: int) -> Peak:
+def jax_peak(size: int, products: Products = jnp.float32) -> Peak:
     """The peak by JAX's product."""
-    return Peak(jax_product(size), 2 * size**3)
+    return Peak(jax_product(size, products), 2 * size**3)
