@@ -3,10 +3,11 @@
 import csv
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vaebal.experiments.report import Row, distinct, rows_with, short
+from vaebal.experiments.report import Row, column, distinct, rows_with, short
 
 
 class NoRows(Exception):
@@ -18,6 +19,7 @@ class Found(NamedTuple):
 
     text: str
     verdict: str
+    arms: Sequence[str] = ()  # those it is about, where an experiment's train for unequal times
 
 
 def holds(so: bool) -> str:
@@ -81,19 +83,27 @@ class Source(NamedTuple):
             raise NoRows(", ".join(f"{name} = {value}" for name, value in fields.items()))
         return rows
 
-    @property
-    def data(self) -> str:
-        """The data, r and how long was trained, as far as the rows say."""
+    def data(self, arms: Sequence[str] = ()) -> str:
+        """The data, r and how long was trained (of `arms` where there are any), as rows say."""
         names = [str(name) for name in self.over("data") + self.over("kind")]
         ranks = [str(rank) for rank in self.over("rank") if rank]
         noise = [short(noise) for noise in self.over("noise") if noise]
-        # A plain VAE's are those of two arms: of one that opens latents and of one that goes on.
-        own = [row for row in self.rows if not str(row.get("arm", "")).startswith("plain")]
-        steps = [row["steps"] for row in own if row.get("steps") is not None]
+        if arms:
+            steps = sorted(set(map(self.steps, arms)))
+        else:  # a plain VAE's are those of two arms: of one that opens latents and one that goes on
+            own = [row for row in self.rows if not str(row.get("arm", "")).startswith("plain")]
+            steps = self._replace(rows=own).over("steps")[-1:]
         told = [", ".join(names), f"r = {', '.join(ranks)}" if ranks else ""]
         told += [f"noise {', '.join(noise)}" if noise else ""]
-        told += [f"{max(steps):,} steps" if steps else ""]
+        told += [f"{' and '.join(f'{each:,}' for each in steps)} steps" if steps else ""]
         return "; ".join(part for part in told if part) or "–"
+
+    def steps(self, arm: str) -> int:
+        """How many an arm trained, with those of the arm that it goes on from."""
+        before = arm.removeprefix("settled after ")
+        return max(column(self.only(arm=arm), "steps")) + (
+            self.steps(before) if before != arm else 0
+        )
 
     @property
     def seeds(self) -> str:

@@ -92,6 +92,7 @@ def test_a_front_is_judged_at_the_papers_counts():
     assert measured.front(source_of([few, many])) == (
         "10.0 latents 4.00; 20.0 latents 2.50",
         "in part",  # 4.00 at 15 is too much
+        [many["arm"], few["arm"]],
     )
     assert measured.front(source_of([few | {"error_mean": 2.0}])).verdict == "reproduced"
     with pytest.raises(NoRows):
@@ -99,16 +100,59 @@ def test_a_front_is_judged_at_the_papers_counts():
 
 
 @pytest.mark.parametrize(
-    ("kind", "kept", "verdict"),
-    [("sigmoid", 3, "holds"), ("sigmoid", 2, "falls short"), ("sphere", 2, "holds"),
-     ("sphere", 4, "falls short")],
+    ("kind", "moved", "kept", "verdict"),
+    [("sigmoid", 3, 3, "holds"), ("sigmoid", 2, 3, "holds"), ("sigmoid", 4, 3, "in part"),
+     ("sigmoid", 3, 2, "falls short"), ("sphere", 3, 2, "holds"), ("sphere", 3, 4, "falls short")],
 )  # fmt: skip
-def test_a_superset_is_more_latents_than_r_by_either_criterion(kind, kept, verdict):
+def test_a_superset_is_more_latents_than_r_by_either_criterion(kind, moved, kept, verdict):
+    """Their nets under the homotopy are told beside ours under it."""
     theirs = {"arm": "theirs", "active": 3, "informative": 5}
+    same_net = {"arm": "theirs, adaptive", "active": 3, "informative": moved}
     ours = {"arm": "ours, adaptive", "active": 3, "informative": kept}
-    found = measured.superset(source_of([theirs, ours], rank=3, kind=kind))
+    found = measured.superset(source_of([theirs, same_net, ours], rank=3, kind=kind))
     assert found.text.startswith("more than r in 1 of 1 ")
+    assert f"{int(moved > 3)} of 1 {wilson(moved > 3, 1)} of their nets under" in found.text
     assert found.verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("mmds", "errors", "patience", "verdict"),
+    [
+        ((0.1, 0.3), (1.0, 0.99), 0, "reproduced"),  # as the paper's own numbers
+        ((0.1, 0.3), (1.0, 0.5), 0, "in part"),
+        ((0.3, 0.1), (1.0, 1.0), 750, "not so here"),
+        ((0.1, 0.3), (1.0, 1.2), 750, "in part"),
+    ],
+)
+def test_table_2_is_a_higher_mmd_at_about_the_same_error(mmds, errors, patience, verdict):
+    arms = ("adaptive", "fixed at adaptive")
+    rows = [
+        {"arm": a, "mmd": m, "error_mean": e} for a, m, e in zip(arms, mmds, errors, strict=True)
+    ]
+    source = source_of(rows, rank=2, seed=0)._replace(config={"train": {"patience": patience}})
+    found = measured.fixed_against_learned(source)
+    assert found.verdict == verdict
+    assert ("all κ latents open" in found.text) == (patience > 0)
+
+
+@pytest.mark.parametrize(
+    ("counts", "verdict"), [((2, 2), "holds"), ((2, 1), "in part"), ((3, 1), "falls short")]
+)
+def test_a_slow_descent_is_judged_by_both_criteria(counts, verdict):
+    row = {"arm": "learned 2e-3", "mmd": 0.5}
+    row |= dict(zip(("active_0.01", "informative"), counts, strict=True))
+    found = measured.by_both_criteria("learned 2e-3")(source_of([row], rank=2))
+    assert found.verdict == verdict
+    assert "|" not in found.text  # which would end a cell
+
+
+@pytest.mark.parametrize("times", ["5.28", "12.3", "123", "1,234"])
+def test_a_sweeps_speed_is_read_whatever_its_digits(times):
+    eager = f"{times} times as fast as in PyTorch eager; 4.17 times as fast as in torch.compile; "
+    text = f"separate runs: {eager}2.35 times as fast as in torch.compile, a run a core.\n\n"
+    source = source_of([])._replace(text=f"| CPU     | Any, 2 cores |\n{text}")
+    found = measured.sweep_speed(source)
+    assert found.text.startswith(f"{times.replace(',', '')} times as fast as PyTorch eager, 4.17 ")
 
 
 def test_a_priors_speed_is_the_share_of_the_steps_to_the_crowded_ones_best():
@@ -215,10 +259,12 @@ def test_going_on_is_judged_by_the_test_error_and_by_its_ratio(errors, reached, 
 
 
 def test_the_steps_told_are_an_arms_own():
-    """A plain VAE's are as many as those of two arms."""
+    """A plain VAE's are as many as those of two arms, which a settled one has behind it."""
     arms = {"adaptive": 100, "settled after adaptive": 100, "plain 5e-3 after adaptive": 200}
     rows = [{"arm": arm, "steps": steps} for arm, steps in arms.items()]
-    assert source_of(rows).data == "100 steps"
+    assert source_of(rows).data() == "100 steps"
+    assert source_of(rows).data(["settled after adaptive"]) == "200 steps"
+    assert source_of(rows).data([*arms]) == "100 and 200 steps"
 
 
 def test_rows_of_a_csv_are_numbers_and_truths(tmp_path):
@@ -233,5 +279,5 @@ def test_a_source_knows_its_config(results):
 def test_table_1s_columns_do_not_fit():
     """At a stationary γ the Gaussian's log density averages −(d/2)(log 2πγ + 1)."""
     found = measured.table_1_columns(4.98, -315, 784)(None)
-    assert found == ("−871 nats, by arithmetic", "shown")
+    assert found[:2] == ("−871 nats, by arithmetic", "shown")
     assert measured.table_1_columns(4.98, -871, 784)(None).verdict == "not shown"
