@@ -123,6 +123,12 @@ def test_a_sphere_may_take_one_latent_more_than_its_dimension():
     ("field", "value", "message"),
     [
         ("arms", ("ours",), "arms holds 'ours'"),
+        ("arms", ("ours, learned 1e",), "arms holds 'ours, learned 1e'"),
+        ("arms", ("ours, learned 1.2.3",), "arms holds"),
+        ("arms", ("ours, learned 0",), "RATE in nats of log γ a step above 0"),
+        ("model.hidden", ("a",), "model.hidden holds 'a'"),
+        ("model.hidden", (0,), "model.hidden holds 0: use integers of at least 1"),
+        ("data.seeds", (-1,), "data.seeds holds -1"),
         ("data.zeros", (1, 2), "data.zeros"),
         ("data.kind", "cube", "data.kind"),
     ],

@@ -26,6 +26,11 @@ def is_positive(text: str) -> bool:
         return False
 
 
+def is_integer(value: Any, least: int) -> bool:
+    """Whether `value` is an integer of at least `least`, and no truth."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
 def positive_integers(config: Any, *fields: str, zero: bool = False) -> None:
     """Each field is an integer of at least 1 (or 0, where `zero`)."""
     integers(config, *fields, least=0 if zero else 1)
@@ -35,8 +40,29 @@ def integers(config: Any, *fields: str, least: int) -> None:
     """Each field is an integer of at least so much."""
     for field in fields:
         value = _value(config, field)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        if not is_integer(value, least):
             raise InputError(f"{field}={value!r} must be an integer of at least {least}.")
+
+
+def integers_each(config: Any, *fields: str, least: int, most: int = 2**31 - 1) -> None:
+    """Each field lists integers from `least` to `most`, or nothing; `schema` sees none of ()."""
+    for field in fields:
+        for value in _value(config, field):
+            if not is_integer(value, least) or value > most:
+                raise InputError(
+                    f"{field} holds {value!r}: use integers of at least {least}"
+                    + (f" and at most {most}." if most < 2**31 - 1 else ".")
+                )
+
+
+def numbers_each(config: Any, field: str, *, positive: bool = False) -> None:
+    """The field lists finite numbers, above 0 where `positive`, or nothing."""
+    for value in _value(config, field):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or (positive and value <= 0):
+            raise InputError(
+                f"{field} holds {value!r}: use finite numbers{' above 0' if positive else ''}."
+            )
 
 
 def positive_numbers(config: Any, *fields: str, zero: bool = False) -> None:

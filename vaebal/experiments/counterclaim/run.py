@@ -31,7 +31,8 @@ from vaebal.training.progress import Progress
 from vaebal.training.workdir import open_workdir
 
 KINDS = ("sigmoid", "sphere", "mixture")
-ARMS = r"theirs|theirs, adaptive|ours, adaptive|ours, learned \d[\d.e+-]*"
+ARMS = ("theirs", "theirs, adaptive", "ours, adaptive")
+LEARNED = "ours, learned "  # before a rate
 STEPS_AN_EPOCH = 100  # data are drawn anew in every batch: an epoch is what is told of together
 
 
@@ -58,21 +59,29 @@ class Run(NamedTuple):
 def check(config: Any) -> None:
     """Raises InputError for the first field that cannot be meant."""
     for arm in checks.distinct(config, "arms"):
-        if not re.fullmatch(ARMS, arm):
+        learned = arm.startswith(LEARNED) and checks.is_positive(arm.removeprefix(LEARNED))
+        if arm not in ARMS and not learned:
             raise InputError(
-                f"arms holds {arm!r}: use 'theirs', 'theirs, adaptive', 'ours, adaptive' or "
-                "'ours, learned RATE'."
+                f"arms holds {arm!r}: use {', '.join(map(repr, ARMS))} or 'ours, learned RATE', "
+                "with a RATE in nats of log γ a step above 0."
             )
     checks.one_of(config, "data.kind", KINDS)
     data = config.data
     for field, least in (("ranks", 1), ("zeros", 0), ("kappas", 1)):
         values = data[field]
-        if not values or len(values) != len(data.ranks) or min(values) < least:
+        if (
+            not values
+            or len(values) != len(data.ranks)
+            or not all(checks.is_integer(value, least) for value in values)
+        ):
             raise InputError(
                 f"data.{field}={tuple(values)!r}: give one integer of at least {least} for each of "
                 f"the {len(data.ranks)} settings in data.ranks."
             )
+    for field, least in (("model.hidden", 1), ("data.seeds", 0)):
+        checks.integers_each(config, field, least=least)
     checks.distinct(config, "data.seeds")
+    checks.numbers_each(config, "data.starts")
     checks.distinct(config, "data.starts")
     checks.positive_integers(
         config, "data.tests", "model.width", "model.blocks", "train.batch_size",
