@@ -4,7 +4,7 @@ Command: python main.py --config=configs/arena.py
 Cost: 28 runs to tune and 264 to show, of 20,000 steps of a small MLP: under two hours on two CPU
 cores.
 
-python main.py --config=configs/arena.py:hard    noise, few examples, sphere, union: half an hour
+python main.py --config=configs/arena.py:hard    noise, few examples, sphere, union: an hour
 python main.py --config=configs/arena.py:wide    scenes alone, layers of 256: an hour and a half
 python main.py --config=configs/arena.py:quick   r = 2 and 4, short: ten minutes
 """

@@ -14,17 +14,35 @@ from scipy import stats
 from configs import arena as arena_config
 from vaebal import homotopy
 from vaebal.data import manifold
-from vaebal.errors import InputError
-from vaebal.experiments.arena import evaluate, methods, objectives, page, rules, sources
+from vaebal.errors import Diverged, InputError
+from vaebal.experiments.arena import evaluate, fields, methods, objectives, page, rules, sources
 from vaebal.experiments.arena import run as arena
 from vaebal.experiments.arena.sources import Source
 from vaebal.homotopy import Seen
+from vaebal.measures import evaluation
 from vaebal.models import latent_noise, mlp_vae
 from vaebal.streams import stream
 from vaebal.training import At, Member, Optimisation, Program, stack_members
 from vaebal.training.vae import loss_and_terms
 
 # ---------------------------------------------------------------- data
+
+
+def test_a_method_is_told_of_training_rows_alone(net):
+    """Their variance; and ARD-VAE's prior is that of their draws."""
+    model, params, x = net
+    x = np.asarray(x)
+    rows = sources.Rows(2 * x, x)
+    assert rows.variance == pytest.approx(4 * float(np.square(x).mean()))
+    assert rows.test_variance == pytest.approx(float(np.square(x).mean()))
+    config = arena_config.get_config()
+    kl = lambda method, rows: evaluate.vae(config, model, params, 4, method, rows)["kl"]  # noqa: E731
+    found = evaluation.posterior(model, params, jnp.asarray(2 * x), seed=1, block=500, kappa=4)
+    prior = np.square(found.sample).mean(0)
+    test = evaluation.posterior(model, params, jnp.asarray(x), seed=0, block=500, kappa=4)
+    square = np.square(test.mean).mean(0) + test.variance
+    moved = float(0.5 * (np.log(prior) + square / prior - square).sum())
+    assert kl("ARD-VAE", rows) == pytest.approx(kl("GECO", rows) + moved, rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["network", "linear"])
@@ -302,8 +320,33 @@ def test_methods_are_spelt_with_a_number_or_tuned():
         ("data.ranks", (0,), "data.ranks"),
         ("data.kinds", ("digits",), "data.kinds"),
         ("data.few", (50,), "batch_size=100 is more than"),
+        (
+            "data.few",
+            (20_000,),
+            "data.few holds 20000: use integers of at least 10 and at most 9999",
+        ),
+        ("data.few", (500, 500), "data.few=.* none twice"),
+        ("data.noise", (0.0,), "data.noise holds 0.0: use finite numbers above 0"),
+        ("data.noise", (-0.1,), "data.noise holds -0.1"),
+        ("data.noise", ("a",), "data.noise holds 'a'"),
+        ("data.spheres", (0,), "data.spheres holds 0"),
+        ("data.spheres", (400,), "data.spheres holds 400: .* at most 191"),
         ("data.dim", 20, "data.dim=20"),
+        ("data.dim", 1024, "data.dim=1024 is more than the 768 pixels"),
+        ("data.ranks", (), "name no data set"),
+        ("data.seeds", (), "name no data set"),
+        ("data.seeds", (1000,), "data.seeds=.* hold data.tuning_seed=1000"),
+        ("data.seeds", ("a",), "data.seeds holds 'a'"),
+        ("data.tuning_rank", 13, "data.tuning_rank=13"),
+        ("eval.mmd_samples", 3, "eval.mmd_samples=3 must be an integer of at least 4"),
+        ("train.beta2", 1.5, "train.beta2=1.5"),
+        ("train.warmup_steps", -5, "train.warmup_steps=-5"),
+        ("train.final_learning_rate", -1.0, "train.final_learning_rate=-1.0"),
         ("grids.GECO", (), "GECO"),
+        ("grids.IRMAE", (2.5,), "grids.IRMAE holds 2.5"),
+        ("grids.Least Volume", (0.0,), "grids.Least Volume holds 0.0"),
+        ("methods", ("adaptive", "IRMAE 2.5"), "'IRMAE 2.5'.*an integer"),
+        ("methods", ("adaptive", "GECO 1e-1", "GECO 0.1"), "has one method twice"),
     ],
 )
 def test_a_config_that_cannot_be_meant_is_a_sentence(field, value, message):
@@ -332,6 +375,21 @@ def test_tuning_takes_the_nearest_count_and_then_the_least_error():
 
 
 # ---------------------------------------------------------------- the page
+
+
+def test_as_many_layers_are_trained_as_any_run_has():
+    """A chain of the largest number, of the grid or of a method's own."""
+    config = arena_config.get_config()
+    config.methods = ("adaptive", "IRMAE 12")
+    found = arena.check(config)
+    objective = arena.Arena(config, None, found)._objective("autoencoder", 10)
+    member = methods.autoencoder_member("IRMAE", 12.0, 0, 20, 1.0)
+    weights = jax.eval_shape(lambda: objective.init(member, jnp.zeros(192)))
+    assert weights["chain"].shape[0] == 12
+
+
+def test_what_groups_the_runs_may_not_change_in_a_workdir():
+    assert "train.members" not in fields.FREE
 
 
 def rows_of(method, counts, setting=0.0, kind="network"):
@@ -363,14 +421,40 @@ def test_the_page_names_a_better_rival_first_and_counts_with_wilsons_interval():
     assert lines["IRMAE"]["count − r"].startswith("+0.50")
 
 
+def test_methods_with_other_numbers_have_lines_of_their_own():
+    rows = [*rows_of("GECO", [(1, 1)], 0.01), *rows_of("GECO", [(1, 3)], 0.1)]
+    rows += rows_of("beta-VAE", [(1, 1)], 0.1)
+    assert page.labels(rows) == ["GECO 0.01", "GECO 0.1", "β-VAE 0.1"]
+    assert [line[1][:6] for line in page.main_table(rows)[1]] == ["1 of 1", "0 of 1", "1 of 1"]
+    table = page.tuning_table(rows, {"GECO": 0.01})[1]
+    assert table[0] == ["GECO", "**0.01: 1 (1 %)**; 0.1: 3 (1 %)"]
+
+
+def test_without_rivals_none_is_told_of():
+    assert "rival" not in page.sentence(rows_of("adaptive", [(1, 1), (2, 2)]))
+
+
+def test_a_method_of_which_every_run_stopped_has_a_line_without_numbers():
+    nothing = {"count": None, "error": None, "negative_elbo": None, "mmd": None, "steps": 0}
+    nothing |= {"train_seconds": None, "used_per_example": None}
+    rows = [*rows_of("adaptive", [(1, 1)]), *[r | nothing for r in rows_of("GECO", [(1, 1)], 0.1)]]
+    rows += [row | {"kind": kind, "group": kind} for row in rows for kind in ("sphere", "union")]
+    assert page.main_table(rows)[1][1] == ["GECO 0.1", *page.main_table(rows)[1][1][1:2], *[""] * 5]
+    assert page.shapes_table(rows)[1][1] == ["GECO 0.1", "", "", ""]
+    assert page.tuning_table(rows[1:2], {"GECO": 0.1})[1] == [["GECO", "**0.1: stopped**"]]
+    plt.close(page.draw(rows))
+
+
 def test_a_run_that_stopped_is_no_hit_and_has_no_count():
     own = rows_of("GECO", [(1, 1), (2, 3), (3, 3)])
     stopped = {"count": None, "error": None, "negative_elbo": None, "mmd": None}
+    stopped |= {"train_seconds": None}
     rows = [*rows_of("adaptive", [(1, 1), (2, 2), (3, 3)]), *own[:2], own[2] | stopped]
     header, body = page.main_table(rows)
     lines = {line[0]: dict(zip(header, line, strict=True)) for line in body}
     assert lines["GECO"]["count = r"].startswith("1 of 3")
     assert lines["GECO"]["count − r"].startswith("+0.50")
+    assert lines["GECO"]["seconds"] == "1"
     assert page.kinds_table(rows)[1][1] == ["GECO", "1 of 3"]
     plt.close(page.draw(rows))
 
@@ -428,6 +512,28 @@ def test_a_whole_run_is_tuned_shown_and_not_done_again(tmp_path):
     for path in tmp_path.glob("runs/*GECO*/row.json"):
         path.unlink()
     assert {row["method"] for row in arena.run(config, str(tmp_path))} == {*names} - {"GECO"}
+
+
+@pytest.mark.slow
+def test_a_run_that_stops_is_counted_as_a_miss_and_shown_among_those_tuned(tmp_path, monkeypatch):
+    member = arena.Arena.member
+
+    def spoiled(own, run):
+        return member(own, run)._replace(**{"gamma": np.nan} if run.method == "GECO" else {})
+
+    monkeypatch.setattr(arena.Arena, "member", spoiled)
+    config = tiny(("adaptive", "GECO"))
+    nothing = {"data.few": (), "data.noise": (), "data.spheres": (), "data.unions": False}
+    config.update_from_flattened_dict(nothing | {"grids.GECO": (0.1,)})
+    with pytest.raises(Diverged, match="and counted as misses: GECO") as error:
+        arena.run(config, str(tmp_path))
+    text = (tmp_path / "table.md").read_text()
+    assert str(error.value) in text
+    assert "**0.1: stopped**" in text
+    assert "of 50 draws" in text
+    assert "nan" not in text
+    row = json.loads((tmp_path / "rows.json").read_text())[-1]
+    assert (row["method"], row["count"], row["train_seconds"]) == ("GECO", None, None)
 
 
 def trained(objective, members, rule, x, steps, decay=0.0):

@@ -55,13 +55,17 @@ def column(rows: Sequence[Row], field: str) -> list[Any]:
     return [row[field] for row in rows]
 
 
-def stopped(rows: Mapping[str, Row], fix: str) -> str:
-    """One sentence naming the members whose rows say that they stopped, and the `fix`; or ""."""
+def stopped(rows: Mapping[str, Row], fix: str, counted: str = "in no number here") -> str:
+    """One sentence naming the members whose rows say that they stopped, and the `fix`; or "".
+
+    Args:
+      counted: as what the page has them.
+    """
     steps = [f"{name} (step {row['stopped']})" for name, row in rows.items() if "stopped" in row]
     if not steps:
         return ""
     return (
-        f"Stopped where a loss or gradient was not finite, and in no number here: "
+        f"Stopped where a loss or gradient was not finite, and {counted}: "
         f"{', '.join(steps)}. {fix}, in a new --workdir."
     )
 

@@ -36,9 +36,12 @@ def vae(config: Any, model: GaussianVAE, params: Any, number: int, method: str, 
     # Latents that are not open are the prior's, which the model, told of `number`, leaves at 0.
     z[:, number:] = np.random.default_rng(0).normal(size=(len(z), z.shape[1] - number))
     if method == "ARD-VAE":
-        count = methods.relevant(model, params, z)
-        # KL to N(0, s^2) for KL to N(0, 1), s^2 the mean square of z.
-        prior = np.square(z).mean(0)
+        fitted = evaluation.posterior(
+            model, params, jnp.asarray(rows.train), seed=1, block=config.eval.block, kappa=number
+        ).sample
+        count = methods.relevant(model, params, np.array(fitted))
+        # KL to N(0, s^2) for KL to N(0, 1), s^2 the mean square of training examples' z.
+        prior = np.square(fitted).mean(0)
         square = np.square(found.mean).mean(0) + found.variance
         kl += float(0.5 * (np.log(prior) + square / prior - square).sum())
         z = z / np.sqrt(prior)
@@ -47,7 +50,7 @@ def vae(config: Any, model: GaussianVAE, params: Any, number: int, method: str, 
     return {
         "count": float(count),
         "used_per_example": float(_used(model, params, jnp.asarray(rows.test), number)),
-        "error": float(found.squared_error_mean.mean() / dim / rows.variance),
+        "error": float(found.squared_error_mean.mean() / dim / rows.test_variance),
         "negative_elbo": bound(float(error), kl, dim),
         "kl": kl,
         "mmd": float(distance.value),
@@ -83,7 +86,7 @@ def autoencoder(
         "Least Volume": lambda: methods.explaining(decode, rows.test, z),
         "log autoencoder": lambda: methods.in_use(z),
     }[method]()
-    error = np.square(rows.test - decode(z)).mean() / rows.variance
+    error = np.square(rows.test - decode(z)).mean() / rows.test_variance
     return {"count": float(count), "error": float(error)} | nothing("error")
 
 

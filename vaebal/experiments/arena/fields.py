@@ -2,11 +2,11 @@
 
 import ml_collections
 
-# Fields that change no number: how often runs are told of and saved, how many train together
-# (rounding at most), and what is left for another start.
+# Fields that change no number: how often runs are told of and saved, and what is left for another
+# start. Not train.members: checkpoints are of what trains together.
 FREE = frozenset(
     {
-        *("train.epochs_per_chunk", "train.epochs_per_checkpoint", "train.members"),
+        *("train.epochs_per_chunk", "train.epochs_per_checkpoint"),
         *("eval.report_only", "eval.estimate"),
     }
 )

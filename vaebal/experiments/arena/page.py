@@ -27,9 +27,13 @@ OURS = "adaptive"
 
 
 def label(row: Row) -> str:
-    """The method as tables have it; its number where it is part of its name."""
-    greek = row["method"].replace("beta", "β").replace("sigma", "σ")
-    return f"{greek} {short(row['setting'])}" if row["method"] == "learned" else greek
+    """The method as tables have it, with its number where it has one."""
+    number = f" {short(row['setting'])}" if row["setting"] else ""
+    return _greek(row["method"]) + number
+
+
+def _greek(method: str) -> str:
+    return method.replace("beta", "β").replace("sigma", "σ")
 
 
 def labels(rows: Sequence[Row]) -> list[str]:
@@ -92,6 +96,12 @@ def _median(rows: Sequence[Row], field: str, scale: float = 1.0) -> str:
     return short(scale * float(np.median(values)), 2) if values else ""
 
 
+def _mean(values: Sequence[float | None], digits: int = 2) -> str:
+    """Of those there are; "" of none."""
+    told = [value for value in values if value is not None]
+    return short(float(np.mean(told)), digits) if told else ""
+
+
 def _beside(rows: Sequence[Row], ours: Sequence[Row]) -> str:
     """-ELBO less ours on the same data, on average."""
     of_ours = {source(row): row["negative_elbo"] for row in ours}
@@ -115,9 +125,9 @@ def main_table(rows: Sequence[Row]) -> Table:
         lines.insert(1, (f"{OURS}, on the rivals' sets", there))
     return header, [
         [
-            *(name, proportion(own), signed(off(own), 2)),
+            *(name, proportion(own), signed(off(own), 2) if ended(own) else ""),
             *(_median(own, "error", 100), _beside(own, ours), _median(own, "mmd")),
-            short(float(np.mean(column(own, "train_seconds")))),
+            _mean(column(own, "train_seconds")),
         ]
         for name, own in lines
     ]
@@ -151,26 +161,33 @@ def shapes_table(rows: Sequence[Row]) -> Table:
         line = [name]
         for rank in ranks:
             own = rows_with(of_method(spheres, name), rank=rank)
-            line.append(short(float(np.mean(column(ended(own), "count")))) if own else "")
+            line.append(_mean(column(own, "count")))
         if unions:
             own = of_method(unions, name)
             used = [row["used_per_example"] for row in own if row["used_per_example"] is not None]
-            line.append(short(float(np.mean(column(ended(own), "count"))), 3) if own else "")
+            line.append(_mean(column(own, "count"), 3))
             line.append(f"{np.mean(used):.1f}" if used else "")
         body.append(line)
     return header, body
 
 
 def tuning_table(rows: Sequence[Row], settings: dict[str, float]) -> Table:
-    """What was tried of every tuned method, and what it gave; the chosen one in bold."""
+    """What was tried of every tuned method, and what it gave; the chosen one in bold.
+
+    Args:
+      rows: of tuning; a run that stopped has no count.
+    """
     body = []
     for name in distinct(rows, "method"):
         own = rows_with(rows, method=name)
         line = []
         for row in own:
-            text = f"{short(row['setting'])}: {row['count']:.0f} ({short(100 * row['error'])} %)"
+            found = "stopped"
+            if row["count"] is not None:
+                found = f"{row['count']:.0f} ({short(100 * row['error'])} %)"
+            text = f"{short(row['setting'])}: {found}"
             line.append(f"**{text}**" if row["setting"] == settings.get(name) else text)
-        body.append([label(own[0]), "; ".join(line)])
+        body.append([_greek(name), "; ".join(line)])
     return ["method", "setting: count (error)"], body
 
 
@@ -182,15 +199,17 @@ def sentence(rows: Sequence[Row]) -> str:
         return "No data set of known r is finished."
     if not ours:
         return "; ".join(f"{n}: {proportion(of_method(shown, n))}" for n in labels(shown)) + "."
-    better = []
+    better, rivals = [], 0
     for name in labels(shown):
         own = of_method(shown, name)
         there = shared(ours, own)
+        rivals += name != OURS and len(there) > 0
         if name != OURS and there and exact(shared(own, there)) >= exact(there):
             better.append(f"{name} ({exact(own)} of {len(own)}; it {exact(there)})")
     if better:
         said.append(f"As often exact as the adaptive homotopy, or more often: {', '.join(better)}.")
-    end = "." if better else "; no rival is exact as often on the data sets both have."
+    end = "; no rival is exact as often on the data sets both have."
+    end = "." if better or not rivals else end
     said.append(
         f"The adaptive homotopy's count is r on {proportion(ours)} data sets of known r (Wilson's "
         f"95 % interval){end}"
@@ -245,14 +264,14 @@ def write(
 
     Args:
       rows: one a finished run that is shown.
-      tried: those of tuning.
+      tried: those of tuning; of either, a run that stopped has no count.
       settings: what it chose.
       stopped: a sentence on the runs that stopped, or "".
     """
     trained, shown = [row for row in rows if row["steps"]], known(rows)
     ranks = ", ".join(map(str, sorted(set(column(shown, "rank")))))
     how = report.protocol(
-        "arena", config, sets=len(set(map(source, rows))),
+        "arena", config, drawn=min(config.eval.mmd_samples, config.data.tests),
         manifolds=f"{', '.join(distinct(shown, 'kind'))} manifolds, r = {ranks}",
         relevant=methods.RELEVANT, singular=methods.SINGULAR,
         explained=methods.EXPLAINED, active=methods.ACTIVE,

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vaebal.data import steps_per_epoch
-from vaebal.errors import InputError
+from vaebal.errors import Diverged, InputError
 from vaebal.estimator import train as estimator
 from vaebal.estimator.plan import HELD_OUT, Plan
 from vaebal.experiments import cells as runner
@@ -31,6 +31,8 @@ from vaebal.models import GaussianVAE
 from vaebal.training import Member, Optimisation, Program, State, stack_members
 from vaebal.training.progress import Progress
 from vaebal.training.workdir import open_workdir
+
+LEAST_ROWS = round(1 / HELD_OUT)  # of fewer none is held out
 
 
 class Run(NamedTuple):
@@ -66,33 +68,34 @@ def check(config: Any) -> list[Method]:
       InputError: the first field that cannot be meant.
     """
     found = [methods.parse(text) for text in checks.distinct(config, "methods")]
+    if len(set(found)) < len(found):
+        raise InputError(f"methods={tuple(config.methods)!r} has one method twice: name it once.")
     for method in found:
         if method.tuned and not len(config.grids.get(method.name, ())):
             raise InputError(f"grids[{method.name!r}] is empty: name what is to be tried.")
+        if method.name == "IRMAE" and not float(method.setting or 1).is_integer():
+            raise InputError(
+                f"methods holds 'IRMAE {method.setting:g}': its number is of linear layers, an "
+                "integer."
+            )
+    for name in config.grids:
+        checks.numbers_each(config, f"grids.{name}", positive=True)
+    checks.integers_each(config, "grids.IRMAE", least=1)
+    _check_data(config, tuned=any(method.tuned for method in found))
     if "fixed at adaptive" in config.methods and "adaptive" not in config.methods:
         raise InputError(
             "methods holds 'fixed at adaptive' without 'adaptive', whose γ it needs: add it."
         )
-    for field in ("ranks", "other_ranks"):
-        for rank in config.data[field]:
-            if type(rank) is not int or not 1 <= rank <= 12:
-                raise InputError(f"data.{field}={tuple(config.data[field])!r}: use 1 to 12.")
-    for field, known in (("kinds", sources.KINDS[:3]), ("other_kinds", sources.KINDS[:2])):
-        for kind in config.data[field]:
-            if kind not in known:
-                raise InputError(f"data.{field} holds {kind!r}: use {', '.join(known)}.")
-    checks.distinct(config, "data.seeds")
     checks.positive_integers(
-        config, "data.dim", "data.size", "data.tests", "data.rivals", "data.tuning_rank",
-        "model.latents", "model.width", "model.blocks", "train.steps", "train.batch_size",
+        config, "model.latents", "model.width", "model.blocks", "train.steps", "train.batch_size",
         "train.members", "train.epochs_per_chunk", "train.epochs_per_checkpoint", "eval.block",
     )  # fmt: skip
+    checks.integers(config, "eval.mmd_samples", least=checks.MMD_POINTS)
     checks.positive_numbers(config, "train.learning_rate", "train.clip_norm", "train.patience")
-    least = sources.AMBIENT if config.data.unions else 2 * max(config.data.ranks)
-    if config.data.dim < least:
-        raise InputError(
-            f"data.dim={config.data.dim} has no room for these data sets: use at least {least}."
-        )
+    checks.positive_numbers(
+        config, "train.final_learning_rate", "train.warmup_steps", "train.weight_decay", zero=True
+    )
+    checks.fractions(config, "train.beta2")
     smallest = min((config.data.size, *config.data.few)) * (1 - HELD_OUT)
     if smallest < config.train.batch_size:
         raise InputError(
@@ -100,6 +103,53 @@ def check(config: Any) -> list[Method]:
             "smallest data set that are trained on: lower it."
         )
     return found
+
+
+def _check_data(config: Any, *, tuned: bool) -> None:
+    """Raises InputError for the first field of the section `data` that cannot be meant.
+
+    Args:
+      tuned: whether a method is, on a data set of its own.
+    """
+    data = config.data
+    checks.positive_integers(config, "data.dim", "data.rivals")
+    checks.integers(config, "data.tests", least=checks.MMD_POINTS)
+    checks.integers(config, "data.size", least=LEAST_ROWS)
+    checks.integers_each(config, "data.ranks", "data.other_ranks", least=1, most=12)
+    if not checks.is_integer(data.tuning_rank, 1) or data.tuning_rank > 12:
+        raise InputError(f"data.tuning_rank={data.tuning_rank!r}: use 1 to 12.")
+    checks.integers_each(config, "data.seeds", least=0)
+    checks.integers_each(config, "data.few", least=LEAST_ROWS, most=data.size - 1)
+    checks.integers_each(config, "data.spheres", least=1, most=data.dim - 1)
+    checks.numbers_each(config, "data.noise", positive=True)
+    for field, known in (("kinds", sources.KINDS[:3]), ("other_kinds", sources.KINDS[:2])):
+        for kind in data[field]:
+            if kind not in known:
+                raise InputError(f"data.{field} holds {kind!r}: use {', '.join(known)}.")
+    for field, values in data.items():
+        if isinstance(values, tuple | list) and values:
+            checks.distinct(config, f"data.{field}")
+    if not data.seeds or not all_sources(config, data.seeds[:1]):
+        raise InputError(
+            f"data.kinds={tuple(data.kinds)!r}, data.ranks={tuple(data.ranks)!r}, data.seeds="
+            f"{tuple(data.seeds)!r} and what stands beside them name no data set: name one."
+        )
+    if tuned and data.tuning_seed in data.seeds:
+        raise InputError(
+            f"data.seeds={tuple(data.seeds)!r} hold data.tuning_seed={data.tuning_seed}, on whose "
+            "data methods are tuned: use others."
+        )
+    least = 2 * max((*data.ranks, *data.other_ranks, data.tuning_rank))
+    least = max(least, sources.AMBIENT) if data.unions else least
+    if data.dim < least:
+        raise InputError(
+            f"data.dim={data.dim} has no room for these data sets: use at least {least}."
+        )
+    if "rendered" in data.kinds and data.dim > sources.PIXELS:
+        raise InputError(
+            f"data.dim={data.dim} is more than the {sources.PIXELS} pixels of a rendered scene: "
+            "lower it, or leave 'rendered' out of data.kinds."
+        )
 
 
 def all_sources(config: Any, seeds: Sequence[int]) -> list[Source]:
@@ -213,7 +263,8 @@ class Arena:
             return estimator.objective(model)
         if family == "vae":
             return objectives.vae(model)
-        layers = max((int(n) for n in self.config.grids.get("IRMAE", ())), default=1)
+        given = [method.setting or 1 for method in self.found if method.name == "IRMAE"]
+        layers = int(max((*self.config.grids.get("IRMAE", ()), *given), default=1))
         return objectives.autoencoder(model, steps, layers)
 
     def _rule(self, family: str, steps: int) -> Any:
@@ -285,7 +336,7 @@ class Arena:
         """The row of a run that stopped: it counts among its method's, and found nothing."""
         group = run.source.group(self.config.data.size)
         row = self.cells.row(run) | {"group": group, "count": None} | evaluate.nothing()
-        return row | {"epochs": 0, "steps": 0, "batch_size": 0, "train_seconds": 0.0}
+        return row | {"epochs": 0, "steps": 0, "batch_size": 0, "train_seconds": None}
 
     def estimate(self, runs: Sequence[Run]) -> dict[Run, Row]:
         """Rows of runs by neighbours, a data set at a time."""
@@ -362,14 +413,19 @@ def run(config: Any, workdir: str) -> list[Row]:
         rows |= arena.train(of_family(shown, "vae", "autoencoder"))
         if config.eval.estimate:
             rows |= arena.estimate(of_family(shown, "neighbours"))
-    fix = "Lower train.learning_rate"
-
-    def write(finished: dict[Run, Row], stopped: str) -> None:
-        tried = [row for row in tuned.values() if "stopped" not in row]
-        ended = [finished.get(run) or arena.without_count(run) for run in rows]
-        page.write(config, path, ended, tried, settings, stopped)
-
-    return runner.report_all(rows, fix, write)
+    # Here a run that stopped is in the numbers: it found nothing.
+    stopped = report.stopped(
+        {run.name: row for run, row in rows.items()}, "Lower train.learning_rate",
+        "counted as misses",
+    )  # fmt: skip
+    told, tried = (
+        [arena.without_count(run) if "stopped" in row else row for run, row in each.items()]
+        for each in (rows, tuned)
+    )
+    page.write(config, path, told, tried, settings, stopped)
+    if stopped:
+        raise Diverged(stopped)
+    return list(rows.values())
 
 
 def first(config: Any, found: Sequence[Method]) -> dict[str, float]:

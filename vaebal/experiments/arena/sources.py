@@ -18,6 +18,7 @@ from vaebal.streams import stream
 
 KINDS = ("network", "linear", "rendered", "sphere", "union")
 SIDE = 16  # pixels of a rendered scene
+PIXELS = 3 * SIDE**2
 # A union's manifolds, the dimension of each, and the space they lie in (VAEase's linear set).
 PARTS, PART_RANK, AMBIENT = 3, 4, 40
 
@@ -46,7 +47,12 @@ class Rows(NamedTuple):
 
     @property
     def variance(self) -> float:
-        """Of a feature, on average."""
+        """Of a feature, on average: all that a method is told of the scale of its errors."""
+        return float(np.square(self.train).mean())
+
+    @property
+    def test_variance(self) -> float:
+        """The same of the test examples, of which errors are a share."""
         return float(np.square(self.test).mean())
 
 
