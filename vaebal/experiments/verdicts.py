@@ -126,10 +126,10 @@ def write(workdir: str, found: list[tuple[str, Certificate]]) -> Path:
     """Leaves verdicts.md in the run's folder, prints its table, and returns its path."""
     body = [_cells(*each) for each in found]
     path = workdir_path(workdir)
-    name = read_json(path / "config.json")["name"]
-    about = {"name": name, "version": report.versions()["vaebal"]}
+    config = read_json(path / "config.json")
+    about = {"name": config["name"], "version": report.versions()["vaebal"]}
     text = [
-        f"# {name}: the verdicts of `diagnose`",
+        f"# {config['name']} on {config['data']['name']}: the verdicts of `diagnose`",
         report.markdown_table(HEADER, body),
         METHOD.format(examples=found[0][1].evidence.samples, **about),
     ]
