@@ -1,9 +1,9 @@
 """The kappa sweep on scikit-learn's handwritten digits (8x8, real, no download).
 
 Command: python main.py
-Cost: one to two minutes on two CPU cores, for 5 kappas x 3 skip variants x 3 seeds.
+Cost: about a minute on two CPU cores, for 5 kappas x 3 skip variants x 3 seeds.
 Expected: with both skips about 10 informative dimensions at any kappa >= 16, error
-below 1; without skips 4 to 6, error 1.2. See results/digits_kappa/.
+below 1; without skips 4 or 5, error 1.3. See results/digits_kappa/.
 """
 
 import ml_collections
