@@ -193,10 +193,17 @@ def _precisions(jaxpr):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
-    ("products", "wanted"), [("float32", "HIGHEST"), ("tensorfloat32", "DEFAULT")]
+    ("products", "backend", "wanted"),
+    [
+        *(("float32", "gpu", "HIGHEST"), ("tensorfloat32", "gpu", "DEFAULT")),
+        *(("tensorfloat32", "tpu", "HIGH"), ("bfloat16", "tpu", "DEFAULT")),
+    ],
 )
-def test_products_are_exact_wherever_nothing_else_is_asked_for(x, name, products, wanted):
+def test_products_are_exact_wherever_nothing_else_is_asked_for(
+    x, name, products, backend, wanted, monkeypatch
+):
     """An accelerator's own way with float32 (TF32: errors of 3e-4) is not taken unasked."""
+    monkeypatch.setattr(nets.jax, "default_backend", lambda: backend)
     model = built(name, nets.PRODUCTS[products])
     params = init_params(model, stream(0, "init"), x.mean(0))
     eps = latent_noise(stream(0, "noise"), len(x), K)

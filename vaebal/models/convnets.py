@@ -154,6 +154,7 @@ def conv(
         (stride, stride),
         padding=(side - stride) // 2 if stride > 1 else side // 2,
         param_dtype=jnp.result_type(float),
+        precision=precision(products),
         **by_products,
         **options,
     )
