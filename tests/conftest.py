@@ -22,6 +22,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # What one worker, test or program that a test starts has compiled, no other compiles again; the
 # next session does, unless JAX_COMPILATION_CACHE_DIR names a folder that stays.
+# What is asserted of memory and of cores is a CPU's; on an accelerator workers would also share it.
+jax.config.update("jax_platforms", os.environ.setdefault("JAX_PLATFORMS", "cpu"))
 OWN_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
 COMPILED = {
     "jax_compilation_cache_dir": tempfile.mkdtemp(prefix="vaebal_tests_")

@@ -14,6 +14,7 @@ from vaebal.errors import Diverged, InputError
 from vaebal.experiments import cells as runner
 from vaebal.experiments.cells import Cells, Schedule
 from vaebal.training import Member, Objective, Optimisation, Program, Told, fit, stack_members
+from vaebal.training.optimiser import averaged
 from vaebal.training.progress import Progress
 
 fit_module = sys.modules[fit.__module__]
@@ -270,3 +271,18 @@ def test_rows_are_json(tmp_path):
     cells.write_row(GROUP[0], {"number": 1.5})
     text = (tmp_path / "runs" / "end-1_seed0" / "row.json").read_text()
     assert json.loads(text) == cells.row(GROUP[0]) == {"number": 1.5}
+
+
+def test_what_is_evaluated_is_the_mean_of_the_weights_where_one_is_kept(tmp_path):
+    objective = Objective(lambda member, given: {"w": jnp.zeros(3)}, loss, dim=3)
+    members = stack_members([Member(cell.seed, rule={"end": cell.end}) for cell in GROUP])
+    kept = Program(objective, SETTINGS._replace(average=0.9), members, ROWS, BATCH)
+    cells = Cells(tmp_path)
+    train(cells, kept)
+    state, _ = kept.run(kept.init(), EPOCHS)
+    mean = np.asarray(averaged(state.opt_state, state.weights)["w"])
+    assert np.abs(mean - state.weights["w"]).max() > 1e-3
+    for index, cell in enumerate(GROUP):
+        np.testing.assert_array_equal(cells.row(cell)["w"], mean[index])
+        params = cells.params(cell, "a-group", index, kept.state_shapes)
+        np.testing.assert_array_equal(params["w"], mean[index])

@@ -69,6 +69,30 @@ def test_a_place_where_nothing_can_be_written_is_told_before_any_work(
     assert "name another place" in said
 
 
+def test_a_fit_keeps_its_model_and_passes_every_flag_on(command, tmp_path, monkeypatch):
+    given = {}
+
+    class Made:
+        dimension_, gamma_, error_, certificate_ = 2, 0.1, 0.2, None
+
+        def save(self, path):
+            path.write_bytes(b"model")
+
+    def fit(data, **flags):
+        given.update(flags, data=data)
+        return Made()
+
+    monkeypatch.setattr("vaebal.estimator.fit", fit)
+    out = tmp_path / "m.npz"
+    flags = f"--out={out}", "--budget=3", "--max-latents=5", "--seed=7", f"--path={tmp_path}"
+    code, said, _ = command("fit", "d.npy", *flags, "--no-cache")
+    assert (code, out.read_bytes()) == (0, b"model")
+    assert said.startswith("dimension 2, gamma 0.1, held-out error 0.2")
+    path = str(tmp_path)
+    expected = {"data": "d.npy", "budget": 3.0, "max_latents": 5, "seed": 7, "path": path}
+    assert given == expected
+
+
 def test_bad_data_are_one_sentence_of_the_command_too(command, tmp_path):
     np.save(tmp_path / "nan.npy", np.full((20, 3), np.nan))
     code, _, said = command("fit", tmp_path / "nan.npy", f"--out={tmp_path / 'model.npz'}")

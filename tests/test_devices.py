@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
-from configs import theorem2
 from vaebal.errors import InputError
-from vaebal.experiments import run
+from vaebal.experiments import ON_ONE_PROCESS, fields_of, run
 from vaebal.training import devices, mesh_for
 from vaebal.training.program import placed
 
@@ -378,10 +377,11 @@ def test_a_pipeline_begun_in_one_process_ends_in_two_as_in_one(tmp_path):
                 assert got[field] == value, field
 
 
-def test_the_theorems_refuse_several_processes(tmp_path, monkeypatch):
+@pytest.mark.parametrize("experiment", ON_ONE_PROCESS)
+def test_what_runs_in_one_process_refuses_several(experiment, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    config = theorem2.get_config()
-    with pytest.raises(InputError, match="'theorem2' runs in one process: leave out --distribut"):
+    config = fields_of(experiment).defaults("a")
+    with pytest.raises(InputError, match=f"'{experiment}' runs in one process: leave out --distr"):
         run(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

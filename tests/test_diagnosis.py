@@ -1,5 +1,6 @@
 """The certificate on Gaussian VAEs whose optimum is known in closed form (Theorem 1)."""
 
+import dataclasses
 import functools
 import json
 
@@ -9,8 +10,9 @@ import pytest
 
 from vaebal.diagnosis import diagnose, evidence, inputs
 from vaebal.diagnosis.repeats import told_by_others
-from vaebal.diagnosis.verdict import redundancy, repeating
+from vaebal.diagnosis.verdict import judge, redundancy, repeating
 from vaebal.errors import InputError
+from vaebal.measures.evaluation import Estimate
 
 SIZE, PIXELS, NOISE = 1500, 24, 0.02
 SPECTRUM = np.array([1.0, 0.7, 0.5, 0.3])  # of the signal, r = 4
@@ -469,3 +471,29 @@ def test_shrunken_reconstructions_are_not_taken_for_another_scale():
     outputs["x"], outputs["x_hat"] = 0.5 + 0.1 * outputs["x"], 0.5 + 0.05 * outputs["x_hat"]
     del outputs["x_hat_sampled"]
     assert diagnose(**outputs).verdict == "over-regularized"
+
+
+DOUBTS = [
+    ({"gamma": 0.45}, "times its stationary value"),
+    ({"gamma": 2.1}, "times its stationary value"),
+    ({"structured": 0.012}, "structured directions"),
+    ({"lost": 0.03}, "beyond white noise"),
+    ({"doubtful": (7,)}, "in doubt"),
+    ({"repeated": 0.45}, "in part be told"),
+    ({"missing": Estimate(1.5, 0.05), "structured": 0.006}, "above that of the codes"),
+    ({"mmd2": Estimate(0.35, 0.1)}, "may be far"),
+    ({"mmd2_active": Estimate(0.35, 0.1)}, "may be far"),
+]
+
+
+@pytest.mark.parametrize(("changes", "said"), DOUBTS)
+def test_each_doubt_alone_withholds_balance(changes, said):
+    of = diagnosed(affine_vae).evidence
+    changes = dict(changes)
+    if "gamma" in changes:  # as a share of its stationary value
+        changes["gamma"] *= of.gamma_stationary.value
+    if "repeated" in changes:  # of the first latent
+        changes["repeated"] = np.r_[changes["repeated"], of.repeated[1:]]
+    found = judge(dataclasses.replace(of, **changes))
+    assert (found.name, len(found.missing)) == ("undecided", 1)
+    assert said in found.missing[0]

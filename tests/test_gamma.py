@@ -626,3 +626,16 @@ def test_celeba_that_is_not_there_is_told_before_any_work(module, tmp_path):
     with pytest.raises(InputError, match=r"data\.name='celeb_a' was not found in data\.dir="):
         gamma.run(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "gamma", "latents", "rule"),
+    [
+        ("held .2", 0.2, 4, {}),
+        ("plain 1e-2 of 3", 2.0, 3, {"rate": 1e-2}),
+        ("adaptive 500", 2.0, 4, {"rate": 0.5, "guard": 0.4, "patience": 500.0}),
+    ],
+)
+def test_a_member_has_what_its_arm_says(text, gamma, latents, rule):
+    got = gamma_arms.member(tiny(), gamma_arms.parse(text, 0.5), 1, 2.0, {})
+    assert (got.gamma, got.latents, got.rule) == (gamma, latents, rule)

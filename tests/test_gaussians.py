@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ def test_kl_equals_quadrature(mean, log_var):
 
 def test_kl_of_the_prior_is_exactly_zero_with_zero_gradient():
     assert float(kl_to_standard_normal(jnp.zeros(()), jnp.zeros(()))) == 0
+    assert [float(g) for g in jax.grad(kl_to_standard_normal, (0, 1))(0.0, 0.0)] == [0, 0]
 
 
 def test_kl_keeps_its_digits_near_the_prior():

@@ -134,7 +134,10 @@ def test_latents_beyond_kappa_do_not_count(small_vae, pixels):
     params = init_params(model, stream(0, "init"), jnp.asarray(pixels.mean(0)), 2)
     alone = small_vae(gamma=0.1, latents=2, branch_scale=1.0)
     cut = init_params(alone, stream(0, "init"), jnp.asarray(pixels.mean(0)))
-    assert max(likelihood.used_latents(model, params, pixels, kappa=2), default=0) < 2
+    seen = jax.tree.map(jnp.asarray, params)
+    seen["encoder"]["log_var"]["bias"] = jnp.array([-2.0, 0.0, -2.0, -2.0, -2.0])
+    assert likelihood.used_latents(model, seen, pixels, kappa=2) == (0,)
+    assert likelihood.used_latents(model, seen, pixels) == (0, 2, 3, 4)
     options = {"samples": 3000, "used": (0, 1), **OPTIONS}
     padded, _ = likelihood.laplace_nll(model, params, pixels[:5], kappa=2, **options)
     expected, _ = likelihood.laplace_nll(alone, cut, pixels[:5], **options)

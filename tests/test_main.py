@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from configs import digits_kappa, theorem1
 from vaebal import __main__ as cli
+from vaebal import homotopy
 from vaebal.data import load
 from vaebal.errors import CheckpointError, Diverged, InputError
 from vaebal.experiments import checks, run, verdicts
@@ -424,3 +425,24 @@ def test_a_batch_must_suit_the_devices_that_share_it_and_no_others(monkeypatch, 
         said = rf"batch_size={3 * sharing + 1} must be a multiple of the {sharing} devices"
         with pytest.raises(InputError, match=said):
             checks.batch_size(config, images, members)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("closed_form", homotopy.closed_form(0.01)),
+        ("adam", homotopy.gradient(0.01, 64)),
+        ("fixed", homotopy.fixed()),
+    ],
+)
+def test_gamma_moves_by_the_rule_that_the_config_names(name, expected):
+    config = tiny(**{"train.gamma_rule": name, "train.gamma_rate": 0.01})
+    rule, seen = (
+        kappa_sweep._rule(config, 64, None),
+        homotopy.Seen(jnp.asarray(0), jnp.asarray(0.1)),
+    )
+    state = rule.init(1.0, 3, jax.random.key(0))
+    other = expected.init(1.0, 3, jax.random.key(0))
+    for _ in range(3):
+        state, other = rule.update(seen, state), expected.update(seen, other)
+    assert float(state.log_gamma) == float(other.log_gamma)

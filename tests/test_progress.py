@@ -9,7 +9,7 @@ from tensorboardX import RecordWriter
 from tensorboardX.proto.event_pb2 import Event
 
 from vaebal.training import progress as module
-from vaebal.training.progress import Progress
+from vaebal.training.progress import Progress, describe
 
 EPOCHS = 200
 NAMES = ("loss", "squared_error", "gamma", "active", "residual_variance", "stopped")
@@ -94,3 +94,13 @@ def test_a_run_ends_well_where_nothing_of_it_can_ever_be_written(tmp_path, caplo
     (tmp_path / "file").write_text("")
     train(tmp_path / "file")
     assert len(caplog.messages) == 1
+
+
+def test_a_line_tells_medians_ranges_and_how_many_stopped():
+    told = {
+        "loss": np.array([1.0, 3.0, 2.0, 9.0]),
+        "active": np.array([2, 5, 3, 9]),
+        "stopped": np.array([-1, -1, -1, 4]),
+    }
+    assert describe(told) == "loss 2.0  active 2–5  1 stopped"
+    assert describe({**told, "stopped": np.zeros(4)}) == "4 stopped"

@@ -1,5 +1,6 @@
 """The command that a page says it was made by, against what makes its config."""
 
+import importlib
 import shlex
 import subprocess
 import sys
@@ -57,6 +58,7 @@ def test_every_shipped_config_is_made_by_its_own_command():
     assert len(found) > 30
     for said, config in found.items():
         assert shipped.command(config) == f"python main.py --config={said}"
+        importlib.import_module(f"vaebal.experiments.{config.experiment}.run").check(config)
 
 
 @pytest.mark.parametrize(

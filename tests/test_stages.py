@@ -282,7 +282,6 @@ def test_a_second_stage_samples_two_modes_that_the_prior_misses(small_vae):
     true = stages.draw_latents(mean, log_var, stream(0, "true"))
     gaussian = true.mean(0)[None] + u @ jnp.linalg.cholesky(jnp.cov(true.T)).T
     distances = [float(imq_mmd2(true, each)) for each in (ours, gaussian, u)]
-    print(distances)
     assert distances[0] < distances[1] / 5
     assert distances[0] < distances[2] / 5
     assert distances[2] == pytest.approx(float(imq_mmd2_to_normal(true).value), rel=0.2)

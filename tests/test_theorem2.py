@@ -60,7 +60,10 @@ def initialised(model, x):
 
 
 def select(rows, **fields):
-    return [row for row in rows if all(row.get(name) == value for name, value in fields.items())]
+    """The rows with these fields; a loop over none of them would assert nothing."""
+    found = [row for row in rows if all(row.get(name) == v for name, v in fields.items())]
+    assert found, fields
+    return found
 
 
 @pytest.mark.slow

@@ -45,7 +45,10 @@ def finished(tmp_path_factory):
 
 
 def select(rows, **fields):
-    return [row for row in rows if all(row.get(name) == value for name, value in fields.items())]
+    """The rows with these fields; a loop over none of them would assert nothing."""
+    found = [row for row in rows if all(row.get(name) == v for name, v in fields.items())]
+    assert found, fields
+    return found
 
 
 @pytest.mark.slow
@@ -98,7 +101,8 @@ def test_a_finite_but_steep_slope_leaves_an_error_of_its_square(finished):
     _, rows = finished
     for row in select(rows, part="linear", penalty="log(u+1e-4)", kappa=3, homotopy=True):
         mean_square = row["error"] / row["relative_error"]
-        assert row["error"] == pytest.approx(0.3**2 * 1e-8 / mean_square, rel=3.0)
+        # Were all rows of one length it would be 1 (Cauchy and Schwarz); here up to 2.8.
+        assert 0.99 < row["error"] / (0.3**2 * 1e-8 / mean_square) < 4
 
 
 @pytest.mark.slow
