@@ -633,7 +633,7 @@ def test_celeba_that_is_not_there_is_told_before_any_work(module, tmp_path):
     [
         ("held .2", 0.2, 4, {}),
         ("plain 1e-2 of 3", 2.0, 3, {"rate": 1e-2}),
-        ("adaptive 500", 2.0, 4, {"rate": 0.5, "guard": 0.4, "patience": 500.0}),
+        ("adaptive 500", 2.0, 4, {"rate": 0.5, "guard": tiny().train.guard, "patience": 500.0}),
     ],
 )
 def test_a_member_has_what_its_arm_says(text, gamma, latents, rule):
