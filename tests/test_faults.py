@@ -198,7 +198,10 @@ def test_main_leaves_on_sigterm_with_the_code_for_another_try(tmp_path):
         while not list(tmp_path.glob("checkpoints/*/[0-9]*")) and process.poll() is None:
             time.sleep(0.1)
         process.terminate()
-        _, said = process.communicate()
+        try:
+            _, said = process.communicate(timeout=300)
+        finally:
+            process.kill()  # one that goes on would do so for 100,000 epochs
     assert process.returncode == 75, said
     assert "error: Stopped on notice after epoch" in said
     assert said.count("\n") == 1
