@@ -422,6 +422,10 @@ OURS = [
                 "latent_diffusion --config.data.name=fashion_mnist",
             ),
             (
+                *("flow matching, drawn scenes of eight factors, 64×64", "flow 256"),
+                *("rendered64_latent_diffusion", "latent_diffusion:rendered64"),
+            ),
+            (
                 "flow matching, photographs of faces (LFW), 32×32",
                 "flow 256",
                 *("faces_latent_diffusion", "latent_diffusion:folder --config.data.resolution=32"),
