@@ -7,8 +7,8 @@ Command: python main.py --config=configs/latent_diffusion.py          (an accele
          python main.py --config=configs/latent_diffusion.py:folder --config.data.folder=FOLDER
 Cost: 27,000 steps of 15 autoencoders of 3.2 M parameters, 15,000 of 15 priors of 1.8 M, and 60 sets
 of samples: eight minutes on an H100 that did as much besides; quick, with four second stages, some
-eight on two CPU cores; rendered64 an hour and a quarter there; folder, where there are 7,200 images, with three arms and
---config.data.resolution=32 an hour and a quarter there (at 64 not run).
+eight on two CPU cores; rendered64 an hour and a quarter there, as folder with 7,200 images, three
+arms and --config.data.resolution=32 (at 64 not run).
 """
 
 import ml_collections
