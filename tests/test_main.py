@@ -273,6 +273,12 @@ def test_what_is_no_run_of_vaes_is_not_judged(finished, tmp_path):
             (tmp_path / "config.json").write_text(content.to_json())
         with pytest.raises(InputError, match=said):
             list(verdicts.of_run(str(tmp_path)))
+    path = tmp_path / "stopped"
+    shutil.copytree(finished[0], path)
+    for row in path.glob("members/*/row.json"):
+        row.write_text(json.dumps(json.loads(row.read_text()) | {"stopped": 2}))
+    with pytest.raises(InputError, match="has no VAE to be judged: none reconstructs"):
+        list(verdicts.of_run(str(path)))
     path = tmp_path / "half"
     shutil.copytree(finished[0], path)
     next(path.glob("members/*/row.json")).unlink()

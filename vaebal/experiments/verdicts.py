@@ -104,7 +104,7 @@ def of_run(workdir: str) -> Iterator[tuple[str, Certificate]]:
     """The verdict on every VAE of the finished run in `workdir`, one after the other.
 
     Raises:
-      InputError: no run is there, or one of another version or of an experiment without VAEs.
+      InputError: no run is there, or one of another version or without VAEs.
       CheckpointError: it is not finished.
     """
     path = workdir_path(workdir)
@@ -118,8 +118,13 @@ def of_run(workdir: str) -> Iterator[tuple[str, Certificate]]:
             f"{sorted(WITH_VAES)} there are."
         )
     module = importlib.import_module(f"vaebal.experiments.{config.experiment}.run")
+    vae = None
     for vae in module.trained(config, workdir):
         yield vae.name, verdict(vae)
+    if vae is None:
+        raise InputError(
+            f"{workdir} has no VAE to be judged: none reconstructs what it reads, or all stopped."
+        )
 
 
 def write(workdir: str, found: list[tuple[str, Certificate]]) -> Path:
