@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -222,7 +223,7 @@ def train(
     state = devices.local(_evaluated(state))
 
     def finish(index: int) -> None:
-        own = jax.tree.map(lambda leaf: leaf[index], state)
+        own = jax.tree.map(lambda leaf: jnp.asarray(leaf[index]), state)  # on this core, if on one
         seconds = (compiling + _seconds(cells, group[index])) / len(group)
         _finish(cells, group[index], own, schedule, seconds, evaluate)
 
