@@ -4,6 +4,10 @@ import dataclasses
 import functools
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -639,3 +643,33 @@ def test_celeba_that_is_not_there_is_told_before_any_work(module, tmp_path):
 def test_a_member_has_what_its_arm_says(text, gamma, latents, rule):
     got = gamma_arms.member(tiny(), gamma_arms.parse(text, 0.5), 1, 2.0, {})
     assert (got.gamma, got.latents, got.rule) == (gamma, latents, rule)
+
+
+ON_TWO_CORES = """
+import sys
+import test_gamma
+from vaebal.experiments.gamma import run
+from vaebal.training import devices
+
+assert devices.are_cores()
+run.run(test_gamma.tiny(), sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_on_two_cores_the_rows_are_the_same(finished, tmp_path):
+    """As `vaebal run` has it on a CPU: stacks are spread, and members evaluated, over the cores."""
+    tests = Path(__file__).parent
+    path = os.pathsep.join(filter(None, [str(tests), os.environ.get("PYTHONPATH")]))
+    subprocess.run(
+        [sys.executable, "-c", ON_TWO_CORES, str(tmp_path)], check=True, cwd=tests.parent,
+        env=os.environ | {"PYTHONPATH": path, "JAX_NUM_CPU_DEVICES": "2"},
+    )  # fmt: skip
+    rows = {
+        (r["arm"], r["rank"], r["seed"]): r
+        for r in json.loads((tmp_path / "rows.json").read_text())
+    }
+    assert rows.keys() == finished[1].keys()
+    for of, row in finished[1].items():
+        for name in ("open", "error_mean", "negative_elbo", "mmd", "active_0.01", "nll"):
+            assert rows[of][name] == pytest.approx(row[name], rel=1e-3, abs=1e-4), (of, name)
