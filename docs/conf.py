@@ -58,6 +58,7 @@ ORDER = {
             "",
             (
                 "results/*/table",
+                "results/*/verdicts",
                 "results/diagnosis/torch",
                 "results/bench/*",
                 "results/earlier/README",
