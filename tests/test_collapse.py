@@ -117,6 +117,17 @@ def test_collapsing_one_latent_leaves_the_others(pixels):
         np.testing.assert_array_equal(np.delete(after, 2, 1), np.delete(was, 2, 1))
 
 
+def test_latents_after_the_first_collapse_as_one_after_the_other(pixels):
+    """Of NumPy's arrays as well."""
+    with jax.enable_x64(True):
+        model, params, _, _ = build(pixels)
+        expected = params
+        for latent in range(1, model.latents):
+            expected = collapse(expected, latent)
+        got = c.collapse(jax.tree.map(np.asarray, params), slice(1, None))
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
 def collapsed_with_features(pixels, scale=1.0, **options):
     """A model at total collapse that decodes 0 to x_bar, and what its heads read.
 

@@ -21,7 +21,7 @@ from vaebal import __main__ as cli
 from vaebal import homotopy
 from vaebal.data import load
 from vaebal.errors import CheckpointError, Diverged, InputError
-from vaebal.experiments import checks, run, verdicts
+from vaebal.experiments import checks, run, shipped, verdicts
 from vaebal.experiments.kappa_sweep import run as kappa_sweep
 from vaebal.models import init_params
 from vaebal.run import found
@@ -221,7 +221,7 @@ def test_a_file_of_another_folder_is_never_taken_for_one_of_ours(config, tmp_pat
     """Whoever copies a config and mistypes its folder would get ours, unsaid."""
     config = config.format(tmp_path)
     name = config.split("/")[-1].partition(":")[0]
-    assert "vaebal" not in str(Path(found(config)).parent)
+    assert Path(found(config)).parent != shipped.folder()
     assert name in found(config)
     for ours in ("mnist_gamma", "mnist_gamma.py", "configs/mnist_gamma.py"):
         assert Path(found(ours).partition(":")[0]).exists()

@@ -61,13 +61,18 @@ def idx_content(name: str, file: str, root: Path) -> bytes:
     return gzip.decompress(content)
 
 
+def _words(content: bytes) -> np.ndarray:
+    """The whole big-endian numbers of 4 bytes in it, [len // 4]."""
+    return np.frombuffer(content[: len(content) // 4 * 4], ">u4")
+
+
 def parse_idx_images(content: bytes) -> np.ndarray:
     """The bytes of an IDX3 file of unsigned bytes -> uint8 [N, H, W].
 
     Raises:
       InputError: another magic number, or fewer bytes than the header promises.
     """
-    header = np.frombuffer(content[: len(content[:16]) // 4 * 4], ">u4")
+    header = _words(content[:16])
     if len(header) != 4 or header[0] != 0x0803:
         raise InputError(
             "An IDX image file must start with the bytes 00 00 08 03; this one does not."
@@ -126,7 +131,7 @@ def parse_idx_labels(content: bytes) -> np.ndarray:
     Raises:
       InputError: another magic number, or another length than the header promises.
     """
-    header = np.frombuffer(content[: len(content[:8]) // 4 * 4], ">u4")
+    header = _words(content[:8])
     if len(header) != 2 or header[0] != 0x0801 or len(content) != 8 + header[1]:
         raise InputError(
             "An IDX label file must start with the bytes 00 00 08 01 and hold as many labels as "

@@ -33,23 +33,26 @@ from vaebal.models.objectives import gaussian_vae_terms
 from vaebal.theory.gradients import LATENT_BIASES, LATENT_WEIGHTS, path_name
 
 
-def _at(axis: int, j: int | None) -> tuple:
-    """The index of latent j along `axis`; of all latents for None."""
+def _at(axis: int, j: int | slice | None) -> tuple:
+    """The index of latent j, or of those of a slice, along `axis`; of all latents for None."""
     return (slice(None),) * axis + (slice(None) if j is None else j,)
 
 
-def collapse(params: Any, j: int | None = None, *, biases: bool = True) -> Any:
-    """`params` moved onto Theorem 2's stationary set for latent j, or for all latents.
+def collapse(params: Any, j: int | slice | None = None, *, biases: bool = True) -> Any:
+    """`params` moved onto Theorem 2's stationary set for latent j, for several, or for all.
 
     Args:
-      params: of a model built by `mlp_vae`, `conv_vae` or `infogan_vae`.
-      j: the latent; None for total collapse.
+      params: of a model built by `mlp_vae`, `conv_vae` or `infogan_vae`, JAX's arrays or NumPy's.
+      j: the latent; slice(k, None) for those after the first k, as what was never opened is to be;
+        None for total collapse.
       biases: False leaves the heads' biases live, against the theorem's unsaid condition.
     """
     where = LATENT_WEIGHTS | (LATENT_BIASES if biases else {})
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: (
-            leaf.at[_at(where[path_name(path)], j)].set(0.0) if path_name(path) in where else leaf
+            jnp.asarray(leaf).at[_at(where[path_name(path)], j)].set(0.0)
+            if path_name(path) in where
+            else leaf
         ),
         params,
     )

@@ -92,7 +92,11 @@ class State(NamedTuple):
 
 
 def stack_members(members: Sequence[Member]) -> Member:
-    """Members of Python numbers -> one `Member` of arrays [M]."""
+    """Members of Python numbers -> one `Member` of arrays [M], integers but the rule's as int32.
+
+    Raises:
+      ValueError: an integer of a rule is no float32.
+    """
 
     def stacked(*values: Any) -> np.ndarray:
         return np.array(values, np.int32 if isinstance(values[0], int) else np.float32)

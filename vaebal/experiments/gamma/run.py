@@ -397,13 +397,6 @@ def _together(config: Any, images: ImageSet, ranks: int) -> str:
     return "all" if stored and ranks * needed <= config.train.device_bytes else "rank"
 
 
-def _closed(params: Any, number: int, latents: int) -> Any:
-    """With what was never opened as training had it."""
-    for latent in range(number, latents):
-        params = collapse(params, latent)
-    return params
-
-
 def trained(config: Any, workdir: str) -> Iterator[Trained]:
     """The VAEs of a finished run; those that stopped are left out."""
     check(config)
@@ -423,7 +416,7 @@ def trained(config: Any, workdir: str) -> Iterator[Trained]:
         if "stopped" not in row:
             images = data.of(run)
             model = build_model(config, images.image_shape)
-            params = _closed(programs.params(run), row["open"], model.latents)
+            params = collapse(programs.params(run), slice(row["open"], None))
             name = f"{run.arm}, r = {run.rank}" if drawn else run.arm
             name += f", seed {run.seed}"
             yield Trained(name, model, params, row["open"], images.test, images.decode)
@@ -434,7 +427,7 @@ def _evaluate(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     images, number = data.of(run), int(state.homotopy.open)
     model = build_model(config, images.image_shape)
-    params = _closed(params, number, model.latents)
+    params = collapse(params, slice(number, None))  # what was never opened, as training had it
     row = {
         "open": number,
         **evaluate(config, model, params, run.seed, images),

@@ -180,8 +180,7 @@ class Session:
         )  # fmt: skip
         params = self.cells.params(stage, name, group.index(stage), shapes)
         if stage.balanced and stage.kind == "vae":
-            for latent in range(self.cells.row(stage.before)["open"], self.config.ae.codes):
-                params = collapse(params, latent)
+            params = collapse(params, slice(self.cells.row(stage.before)["open"], None))
         return params
 
     def _inputs(self, stage: Stage) -> int:

@@ -317,9 +317,7 @@ class Session:
     def _closed(self, cell: First, params: Any) -> Any:
         if not cell.arm.endswith("adaptive"):
             return params
-        for latent in range(int(self.member(cell).latents), self.model.latents):
-            params = collapse(jax.tree.map(jnp.asarray, params), latent)
-        return params
+        return collapse(params, slice(int(self.member(cell).latents), None))
 
     def stopped(self, cell: First) -> bool:
         """Whether its loss stopped being finite; so do then those that need it."""
